@@ -1,0 +1,19 @@
+"""sjd2: speculative Jacobi decoding of autoregressive image models, exact where it says exact."""
+
+from ._version import __version__
+from .adapters import load_adapter
+from .decoding import PRESETS, Preset, Progress, decode, resolve_preset
+from .pipeline import ImageReport, PipelineOutput, TextToImagePipeline
+
+__all__ = [
+    "PRESETS",
+    "ImageReport",
+    "PipelineOutput",
+    "Preset",
+    "Progress",
+    "TextToImagePipeline",
+    "__version__",
+    "decode",
+    "load_adapter",
+    "resolve_preset",
+]

@@ -1,0 +1,55 @@
+"""Drives any stock Hugging Face decoder-only language model: its own backbone forward, and the image rows of its own head."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ..cache import RaggedCache
+
+__all__ = ["SlicedCausalLM"]
+
+
+class SlicedCausalLM:
+    """A ``DecodableModel`` over the ids ``image_id_start … image_id_start + vocab_size − 1`` of a causal language model.
+
+    The head is multiplied for the image rows only: their logits do not change, the others could never be drawn.
+    """
+
+    def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int):
+        self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
+        self.device, self.dtype = model.device, model.dtype
+        self._embedding = model.get_input_embeddings()
+        head = model.get_output_embeddings()
+        rows = slice(image_id_start, image_id_start + vocab_size)
+        self._weight = head.weight[rows]
+        self._bias = None if head.bias is None else head.bias[rows]
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
+        return self._embedding(ids)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings ``[B, N, D]`` of image tokens."""
+        return self._embedding(tokens + self.image_id_start)
+
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+        """See ``DecodableModel.forward``."""
+        window = inputs_embeds.shape[1]
+        hidden = self.model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=cache.mask(window),
+            position_ids=cache.positions(window),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return F.linear(hidden, self._weight, self._bias)
+
+    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
+        """See ``DecodableModel.new_cache``."""
+        config = self.model.config.get_text_config(decoder=True)
+        limit = config.max_position_embeddings
+        if capacity > limit:
+            raise ValueError(f"window: prompt, image and window together need {capacity} positions, the model has {limit}; use a smaller window")
+        return RaggedCache(config.num_hidden_layers, rows, capacity, device=self.device)

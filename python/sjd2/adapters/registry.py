@@ -1,0 +1,66 @@
+"""Which adapter drives a model: decided by its configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from .base import Adapter
+from .tiny_scenes import TinyScenesAdapter
+
+__all__ = ["load_adapter"]
+
+_ADAPTERS = {TinyScenesAdapter.name: TinyScenesAdapter}
+
+#: The model that ships with the package.
+EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
+
+
+def _local_folder(model: str | Path) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or len(folder.parts) > 2 or folder.is_absolute():
+        raise FileNotFoundError(f"model: expected a folder or a hub name, got {str(model)!r}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(model)))
+    except Exception as error:  # no network, no such repository, no access: each its own kind
+        raise FileNotFoundError(f"model: {str(model)!r} is no folder here and could not be fetched from the hub: {error}") from error
+
+
+def _adapter_name(config: PretrainedConfig) -> str:
+    name = (getattr(config, "sjd2", None) or {}).get("adapter")
+    if name not in _ADAPTERS:
+        raise ValueError(f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got model type {config.model_type!r}")
+    return name
+
+
+def load_adapter(model: str | Path | None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
+    """Load a model and wrap it in its adapter.
+
+    Args:
+        model: a folder or a hub name; ``None`` for the embedded model.
+        device: default: the GPU if there is one.
+        dtype: of the weights in memory; default float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: damaged files, or a model that no adapter exists for.
+    """
+    folder = EMBEDDED_MODEL if model is None else _local_folder(model)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {folder} has no readable config.json: {error}") from error
+    adapter = _ADAPTERS[_adapter_name(config)]
+    try:
+        return adapter.load(folder, config, device=target, dtype=dtype)
+    except Exception as error:  # safetensors, json, torch and Transformers each raise their own kinds
+        raise ValueError(f"model: {folder} cannot be loaded: {error}") from error

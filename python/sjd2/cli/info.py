@@ -1,0 +1,58 @@
+"""``sjd2 info``: what a bug report should contain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+__all__ = ["add_parser", "collect"]
+
+_PACKAGES = ("sjd2-kernels", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to ``commands``."""
+    parser = commands.add_parser("info", help="versions, back-ends, devices", description="Print versions, back-ends and devices.")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=run)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def collect() -> dict[str, str]:
+    """Names and values, in the order they are printed."""
+    import torch
+
+    import sjd2_kernels
+
+    facts = {package: _version(package) for package in _PACKAGES}
+    facts["python"] = platform.python_version()
+    facts["platform"] = platform.platform()
+    facts["installed at"] = str(sjd2_kernels.__path__[0])
+    facts["op back-ends"] = "pytorch"
+    facts["cpu threads"] = str(torch.get_num_threads())
+    facts["cuda"] = torch.version.cuda or "not in this PyTorch"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        facts[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+    return facts
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the facts."""
+    facts = collect()
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name:{width}}  {value}")
+    return 0

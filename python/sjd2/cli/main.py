@@ -1,0 +1,43 @@
+"""Parses the command line; one module per subcommand does the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .._version import __version__
+from . import generate, info
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sjd2", description="Speculative Jacobi decoding of autoregressive image models.")
+    parser.add_argument("--version", action="version", version=f"sjd2-kernels {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (generate, info):
+        command.add_parser(commands)
+    return parser
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for an error (one line on stderr), 2 for bad usage, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    # A warning is for the person at the terminal: its text, without the place in our code.
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1

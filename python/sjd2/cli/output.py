@@ -1,0 +1,87 @@
+"""Where pictures go: names, checks before any work, writes that leave no half-written file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+__all__ = ["PictureFiles", "checked_json_path", "write_atomically"]
+
+#: Pictures whose shorter side is below this are enlarged, so that they can be looked at.
+_COMFORTABLE_SIDE = 256
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
+
+
+def _check_writable(path: Path, argument: str) -> None:
+    """Raise before the work starts what writing would raise after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{argument}: the folder {path.parent} cannot be made: {error.strerror}") from error
+    if path.is_dir():
+        raise OSError(f"{argument}: expected a file, {path} is a folder")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OSError(f"{argument}: {path} cannot be written")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a path beside ``path`` (same suffix) and move the result into place."""
+    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def checked_json_path(name: str | None) -> Path | None:
+    """The path of ``--json``, known to be writable."""
+    if name is None:
+        return None
+    path = Path(name)
+    _check_writable(path, "--json")
+    return path
+
+
+class PictureFiles:
+    """One path per picture, checked when built.
+
+    One picture goes to the file named; several go to a folder, or beside the file named with a number each.
+
+    Raises:
+        OSError: a place that cannot be written.
+        ValueError: a file type that Pillow cannot write, or an ``upscale`` below 1.
+    """
+
+    def __init__(self, output: str | None, prompts: list[str], seed: int, upscale: int | None):
+        if upscale is not None and upscale < 1:
+            raise ValueError(f"--upscale: expected a whole number >= 1, got {upscale}")
+        self.upscale = upscale
+        self.paths = self._paths(output, prompts, seed)
+        for path in self.paths:
+            if path.suffix.lower() not in Image.registered_extensions():
+                raise ValueError(f"--output: expected a picture file such as {path.stem}.png, got {path.name}")
+            _check_writable(path, "--output")
+
+    @staticmethod
+    def _paths(output: str | None, prompts: list[str], seed: int) -> list[Path]:
+        single = len(prompts) == 1
+        folder = Path(output or ".")
+        if output is not None and folder.suffix and not folder.is_dir():
+            return [folder] if single else [folder.with_name(f"{folder.stem}-{index}{folder.suffix}") for index in range(len(prompts))]
+        if output is None and single:
+            return [folder / f"{_slug(prompts[0])}.png"]
+        return [folder / f"{index:03d}-{_slug(prompt)}-seed{seed + index}.png" for index, prompt in enumerate(prompts)]
+
+    def save(self, image: Image.Image, path: Path) -> None:
+        """Write one picture, enlarged without smoothing."""
+        factor = self.upscale or max(1, -(-_COMFORTABLE_SIDE // min(image.size)))
+        enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        write_atomically(path, enlarged.save)

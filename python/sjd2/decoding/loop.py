@@ -1,0 +1,258 @@
+"""The decode loop. Every method runs through it: forward, update, commit, advance, cache.
+
+    inputs   c_last, x_1 … x_{W−1}           (c_last: the newest committed token)
+    forward  p_1 … p_W
+    update   x'_j by the preset's rule        (verify)
+    commit   x'_1 … x'_a                      (a: from verify, at least 1)
+    advance  drafts shift left by a, fresh slots enter on the right, p_j becomes the q of x'_j
+    cache    the first a columns of this forward become valid, the others are written over next time
+
+State is a handful of device tensors; one iteration decides nothing on the host, which only looks now and then whether all rows
+are done. Rows never wait for each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing, Verification, verify
+
+from ..cache import RaggedCache
+from .initialisation import fresh_drafts, uniform_drafts
+from .layout import TokenLayout
+from .model import DecodableModel, Prompt
+from .presets import Preset
+from .statistics import Progress, RowReport, Stopwatch
+
+__all__ = ["DecodeResult", "decode"]
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """``tokens`` int64 ``[B, N]`` in slice ids (0 past a row's end), and a report per row."""
+
+    tokens: torch.Tensor
+    rows: list[RowReport]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stays the same during a run."""
+
+    model: DecodableModel
+    layout: TokenLayout
+    processing: LogitsProcessing
+    preset: Preset
+    seeds: torch.Tensor
+    guided: bool
+
+
+@dataclass
+class _WindowState:
+    """What an iteration reads and writes; every tensor has a row per image (``tail`` and the cache a row per model row)."""
+
+    tokens: torch.Tensor  # int64 [B, N + W], committed below `committed`
+    committed: torch.Tensor  # int64 [B]
+    remaining: torch.Tensor  # int64 [B], 0 once the row is finished
+    drafts: torch.Tensor  # int64 [B, W]
+    q_row: torch.Tensor  # int64 [B, W], where each draft came from
+    tail: torch.Tensor  # [R, 1, D], input embedding of the newest committed token
+    last: LastForward | None
+    iteration: torch.Tensor  # int64 [B], the row's forwards
+    accepted: torch.Tensor  # int64 [B]
+    invalid: torch.Tensor  # bool [B]
+
+
+def _slots(start: torch.Tensor, window: int) -> torch.Tensor:
+    """Absolute positions ``[B, W]`` of the slots that follow ``start`` tokens."""
+    return start[:, None] + torch.arange(window, device=start.device)
+
+
+def _per_model_row(values: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    """Repeat a per-image tensor for the unconditional branch, which shares drafts and commits."""
+    return torch.cat([values, values]) if plan.guided else values
+
+
+def _begin(plan: _Plan, prompt: Prompt) -> tuple[_WindowState, RaggedCache]:
+    """Run the prompt but for its last input, and fill the first window with drafts."""
+    layout, window = plan.layout, plan.preset.window
+    batch, count = layout.forced.shape
+    rows, width, _ = prompt.embeds.shape
+    device = prompt.embeds.device
+    cache = plan.model.new_cache(rows, width - 1 + count + window)
+    if width > 1:
+        plan.model.forward(prompt.embeds[:, :-1], cache)
+        cache.commit(prompt.lengths - 1)
+    tail = prompt.embeds[torch.arange(rows, device=device), prompt.lengths - 1][:, None]
+
+    zeros = torch.zeros(batch, dtype=torch.int64, device=device)
+    positions = _slots(zeros, window)
+    if plan.preset.initialisation == "none":
+        drafts, q_row = torch.zeros_like(positions), torch.full_like(positions, Q_NONE)
+    else:  # there is nothing to the left or above yet
+        drafts, q_row = uniform_drafts(plan.processing, plan.model.vocab_size, plan.seeds, zeros, positions)
+    forced = layout.forced_at(positions)
+    state = _WindowState(
+        tokens=torch.zeros(batch, count + window, dtype=torch.int64, device=device),
+        committed=zeros,
+        remaining=layout.lengths,
+        drafts=torch.where(forced >= 0, forced, drafts),
+        q_row=q_row,
+        tail=tail,
+        last=None,
+        iteration=zeros,
+        accepted=zeros,
+        invalid=torch.zeros(batch, dtype=torch.bool, device=device),
+    )
+    return state, cache
+
+
+def _forward(plan: _Plan, state: _WindowState, cache: RaggedCache) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Conditional and unconditional logits ``[B, W, V]`` of the window; the last draft is predicted, not fed."""
+    inputs = plan.model.embed(state.drafts[:, :-1])
+    logits = plan.model.forward(torch.cat([state.tail, _per_model_row(inputs, plan)], dim=1), cache)
+    if not plan.guided:
+        return logits, None
+    batch = len(state.drafts)
+    return logits[:batch], logits[batch:]
+
+
+def _advance(plan: _Plan, state: _WindowState, cache: RaggedCache, last: LastForward, result: Verification) -> None:
+    """Commit what ``verify`` found final, shift the window over it, and let fresh drafts in on the right."""
+    window, layout = plan.preset.window, plan.layout
+    count, start = result.committed, state.committed
+    forced_now = layout.forced_at(_slots(start, window))
+    slot = torch.arange(window, device=count.device)
+    newly = slot < count[:, None]
+    state.accepted = state.accepted + (newly & result.kept & (forced_now < 0)).sum(1)
+    state.tokens.scatter_(1, _slots(start, window), torch.where(newly, result.tokens, 0))
+    state.committed = start + count
+    ended = (newly & (result.tokens == layout.end_id)).any(1)
+    state.remaining = torch.where(ended, 0, state.remaining - count)
+    state.invalid = state.invalid | result.invalid
+
+    source = slot + count[:, None]
+    survives = source < window
+    source = source.clamp(max=window - 1)
+    positions = _slots(state.committed, window)
+    forced = layout.forced_at(positions)
+    drafts, q_row = fresh_drafts(
+        plan.preset.initialisation,
+        last=last,
+        processing=plan.processing,
+        updated=result.tokens,
+        tokens=state.tokens,
+        start=start,
+        positions=positions,
+        row_stride=layout.row_stride,
+        seeds=plan.seeds,
+        iteration=state.iteration,
+    )
+    drafts = torch.where(survives, result.tokens.gather(1, source), drafts)
+    state.drafts = torch.where(forced >= 0, forced, drafts)
+    state.q_row = torch.where(survives, source, q_row)
+    state.last = last
+    state.iteration = state.iteration + (count > 0)
+
+    newest = result.tokens.gather(1, (count - 1).clamp(min=0)[:, None])
+    state.tail = _per_model_row(plan.model.embed(newest), plan)
+    cache.commit(_per_model_row(count, plan))
+
+
+def _iterate(plan: _Plan, state: _WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
+    """One iteration of the module's scheme."""
+    with stopwatch:
+        logits, logits_uncond = _forward(plan, state, cache)
+    result = verify(
+        logits,
+        logits_uncond,
+        plan.processing,
+        rule=plan.preset.rule,
+        drafts=state.drafts,
+        q_row=state.q_row,
+        last=state.last,
+        clean=torch.ones_like(state.drafts, dtype=torch.bool),
+        forced=plan.layout.forced_at(_slots(state.committed, plan.preset.window)),
+        remaining=state.remaining,
+        seeds=plan.seeds,
+        iteration=state.iteration,
+        position=state.committed,
+        keep_ratio=plan.preset.keep_ratio,
+        end_id=plan.layout.end_id,
+    )
+    _advance(plan, state, cache, LastForward(logits, logits_uncond, result.statistics), result)
+
+
+def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
+    """Iteration numbers from 1, each with whether the host looks at the state after it."""
+    for iteration in range(1, limit + 1):
+        yield iteration, iteration % poll_every == 0 or iteration == limit
+
+
+@torch.inference_mode()
+def decode(
+    model: DecodableModel,
+    prompt: Prompt,
+    layout: TokenLayout,
+    processing: LogitsProcessing,
+    preset: Preset,
+    seeds: torch.Tensor,
+    *,
+    callback: Callable[[Progress], None] | None = None,
+    poll_every: int | None = None,
+) -> DecodeResult:
+    """Decode the image tokens of B rows.
+
+    Args:
+        model: what the adapter made of a Hugging Face model.
+        prompt: B model rows, or 2B with guidance.
+        layout: of the B token sequences.
+        processing: sampling parameters of the B rows.
+        preset: the method.
+        seeds: int64 ``[B]``: with the method's settings and the row's own prompt a seed determines the row's tokens.
+        callback: called after every iteration with the :class:`Progress`.
+        poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+        FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
+    """
+    batch, count = layout.forced.shape
+    rows = len(prompt.embeds)
+    if rows not in (batch, 2 * batch):
+        raise ValueError(f"prompt: expected {batch} rows, or {2 * batch} with guidance, got {rows}")
+    if seeds.shape != (batch,):
+        raise ValueError(f"seeds: expected shape ({batch},), got {tuple(seeds.shape)}")
+    plan = _Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
+    if poll_every is None:
+        poll_every = 1 if seeds.device.type == "cpu" else 8
+    started = time.perf_counter()
+    stopwatch = Stopwatch(seeds.device)
+    finished_at: dict[int, tuple[float, float]] = {}
+    state, cache = _begin(plan, prompt)
+    for iteration, look in _iterations(count, poll_every):
+        _iterate(plan, state, cache, stopwatch)
+        if callback is not None:
+            callback(Progress(iteration, state.committed, layout.lengths, state.tokens[:, :count]))
+        if look:
+            remaining, invalid = torch.stack([state.remaining, state.invalid.long()]).tolist()
+            if any(invalid):
+                raise FloatingPointError(
+                    f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
+                    f"distribution in row {invalid.index(1)} within iteration {iteration}"
+                )
+            now = time.perf_counter() - started, stopwatch.seconds()
+            for row, left in enumerate(remaining):
+                if left == 0:
+                    finished_at.setdefault(row, now)
+            if len(finished_at) == batch:
+                break
+    figures = torch.stack([state.committed, state.iteration, state.accepted], dim=1).tolist()
+    return DecodeResult(
+        tokens=state.tokens[:, :count].clone(),
+        rows=[RowReport(*figures[row], *finished_at[row]) for row in range(batch)],
+    )

@@ -1,0 +1,48 @@
+"""What the loop needs of a model; adapters provide it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..cache import RaggedCache
+
+__all__ = ["DecodableModel", "Prompt"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What comes before the first image token.
+
+    Attributes:
+        embeds: ``[R, P, D]`` input embeddings, padded on the right. R is B, or 2B with guidance: the B conditional rows
+            first, then their unconditional partners in the same order.
+        lengths: int64 ``[R]``, at least 1: the last one of each row is the input that predicts the first image token.
+    """
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+
+
+class DecodableModel(Protocol):
+    """A causal model over a slice of image ids ``0 … V−1``."""
+
+    #: V, rows of the sliced output head.
+    vocab_size: int
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings ``[B, N, D]`` of image ids ``[B, N]``."""
+        ...
+
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+        """Logits ``[R, W, V]`` of ``inputs_embeds [R, W, D]``, whose keys and values it appends to every layer of ``cache``.
+
+        Positions and attention mask are the cache's: ``cache.positions(W)`` and ``cache.mask(W)``.
+        """
+        ...
+
+    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
+        """An empty cache for ``rows`` model rows of ``capacity`` columns."""
+        ...

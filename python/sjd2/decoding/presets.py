@@ -1,0 +1,91 @@
+"""Methods as data: an update rule, a window and a draft initialisation. Nothing else distinguishes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sjd2_kernels import Rule
+
+__all__ = ["INITIALISATIONS", "PRESETS", "Exactness", "Initialisation", "Preset", "resolve_preset"]
+
+#: ``tokens``: the tokens of ``ar`` at the same seed. ``law``: the same distribution as AR sampling. ``none``: neither.
+Exactness = Literal["tokens", "law", "none"]
+
+#: First draft of a slot that enters the window; see ``initialisation.py``.
+Initialisation = Literal["none", "uniform", "left", "above", "left-copy", "above-copy"]
+INITIALISATIONS: tuple[str, ...] = ("none", "uniform", "left", "above", "left-copy", "above-copy")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A decoding method.
+
+    Attributes:
+        name: as given to ``method=`` and ``--method``.
+        rule: how slots are updated.
+        window: W, drafts per forward.
+        initialisation: first draft of a fresh slot.
+        exact: what is promised about the result, see ``Exactness``.
+        summary: one line for help texts.
+        keep_ratio: τ of ``Rule.KEEP_RATIO``.
+    """
+
+    name: str
+    rule: Rule
+    window: int
+    initialisation: Initialisation
+    exact: Exactness
+    summary: str
+    keep_ratio: float = 0.3
+
+
+_ALL = (
+    Preset("ar", Rule.GUMBEL, 1, "none", "tokens", "plain autoregressive sampling, one token per forward"),
+    Preset("jacobi", Rule.GUMBEL, 32, "left-copy", "tokens", "frozen-noise Jacobi iteration: the tokens of ar, in fewer forwards"),
+    Preset("sjd", Rule.FRESH, 16, "left", "law", "speculative Jacobi decoding (2410.01699)"),
+    Preset("mc-sjd", Rule.COUPLED, 64, "left", "law", "SJD with maximal coupling (2510.24211)"),
+    Preset("gs-sjd", Rule.GUMBEL_TAIL, 64, "left", "law", "SJD with Gumbel-shared redraws (2510.24211)"),
+    Preset("sjd++", Rule.KEEP_RATIO, 96, "left", "none", "SJD that keeps likely drafts after a rejection (2512.07503); not exact"),
+)
+
+#: Every method by its name.
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
+
+
+def resolve_preset(
+    method: str | Preset,
+    *,
+    window: int | None = None,
+    initialisation: str | None = None,
+    keep_ratio: float | None = None,
+) -> Preset:
+    """The preset called ``method`` with any of its settings replaced.
+
+    Raises:
+        ValueError: an unknown method or initialisation, a window below 1, a window other than 1 for ``ar``, or a
+            ``keep_ratio`` that is negative or given to a method without one.
+    """
+    if isinstance(method, Preset):
+        preset = method
+    elif method in PRESETS:
+        preset = PRESETS[method]
+    else:
+        raise ValueError(f"method: expected one of {', '.join(PRESETS)}, got {method!r}")
+    if window is not None:
+        if isinstance(window, bool) or int(window) != window or window < 1:
+            raise ValueError(f"window: expected a whole number >= 1, got {window!r}")
+        if preset.name == "ar" and window != 1:
+            raise ValueError(f"window: ar decodes one token per forward, so only 1 is possible, got {window}")
+        preset = replace(preset, window=int(window))
+    if initialisation is not None:
+        if initialisation not in INITIALISATIONS:
+            raise ValueError(f"initialisation: expected one of {', '.join(INITIALISATIONS)}, got {initialisation!r}")
+        preset = replace(preset, initialisation=initialisation)
+    if keep_ratio is not None:
+        if preset.rule is not Rule.KEEP_RATIO:
+            raise ValueError(f"keep_ratio: only sjd++ has one, got {keep_ratio} for {preset.name}")
+        if not keep_ratio >= 0:
+            raise ValueError(f"keep_ratio: expected a number >= 0, got {keep_ratio}")
+        preset = replace(preset, keep_ratio=keep_ratio)
+    return preset

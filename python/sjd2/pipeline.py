@@ -1,0 +1,236 @@
+"""``TextToImagePipeline``: prompts in, pictures and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from sjd2_kernels import LogitsProcessing
+
+from .adapters import Adapter, load_adapter
+from .decoding import Preset, Progress, decode, resolve_preset
+
+__all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """How one image came to be.
+
+    Attributes:
+        prompt, method, seed: as asked for; with the same settings they give the same tokens again.
+        tokens: the image's token ids, in the order they were decoded.
+        forwards: model forwards until the image was finished (prefill not counted).
+        tokens_per_forward: step compression; AR sampling has 1.
+        accepted_per_forward: accepted drafts per forward.
+        seconds: from the start of decoding until this image was finished; images of a batch share that time.
+        forward_seconds: of those, spent in the model's forward.
+    """
+
+    prompt: str
+    method: str
+    seed: int
+    tokens: list[int]
+    forwards: int
+    tokens_per_forward: float
+    accepted_per_forward: float
+    seconds: float
+    forward_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts."""
+
+    images: list[Image.Image]
+    tokens: torch.Tensor
+    reports: list[ImageReport]
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    if isinstance(seed, Sequence):
+        seeds = [int(one) for one in seed]
+        if len(seeds) != count:
+            raise ValueError(f"seed: expected one number or {count} (one per image), got {len(seeds)}")
+    else:
+        seeds = [int(seed) + index for index in range(count)]
+    for one in seeds:
+        if not 0 <= one < 2**63:
+            raise ValueError(f"seed: expected numbers in [0, 2**63), got {one}")
+    return seeds
+
+
+class _ProgressBar:
+    """A token counter on the terminal; reads the state only when asked to show it."""
+
+    def __init__(self, total: int, shown: bool):
+        self._bar = tqdm(total=total, unit="token", disable=not shown, leave=False)
+
+    def batch_callback(self, user: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+        """A callback that counts one batch's tokens and passes the progress on."""
+        if self._bar.disable:
+            return user
+        done = 0
+
+        def callback(progress: Progress) -> None:
+            nonlocal done
+            now = int(progress.committed.sum())
+            self._bar.update(now - done)
+            done = now
+            if user is not None:
+                user(progress)
+
+        return callback
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class TextToImagePipeline:
+    """Text to images with any decoding method.
+
+    Example:
+        >>> from sjd2 import TextToImagePipeline
+        >>> pipeline = TextToImagePipeline.from_pretrained()
+        >>> output = pipeline("a red coat on a yellow background", method="mc-sjd", seed=1)
+        >>> output.images[0].size, output.reports[0].forwards < 256
+        ((32, 32), True)
+    """
+
+    def __init__(self, adapter: Adapter):
+        self.adapter = adapter
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TextToImagePipeline:
+        """Load a model by folder or hub name; without one, the model that ships with the package.
+
+        Args:
+            device: default: the GPU if there is one.
+            dtype: of the weights in memory; default float32 on a CPU, bfloat16 elsewhere.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: damaged files, or a model that no adapter exists for.
+        """
+        return cls(load_adapter(model, device=device, dtype=dtype))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        method: str | Preset = "mc-sjd",
+        seed: int | Sequence[int] = 0,
+        num_images_per_prompt: int = 1,
+        window: int | None = None,
+        initialisation: str | None = None,
+        keep_ratio: float | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int = 8,
+        callback: Callable[[Progress], None] | None = None,
+        progress_bar: bool = False,
+    ) -> PipelineOutput:
+        """Make ``num_images_per_prompt`` pictures of every prompt.
+
+        Args:
+            prompt: one prompt or several.
+            negative_prompt: what guidance steers away from.
+            method: a name from ``sjd2.PRESETS``, or a ``Preset``.
+            seed: of the first image, the next image's is one higher; or one per image.
+            window: drafts per forward; default: the method's.
+            initialisation: of fresh drafts; default: the method's.
+            keep_ratio: τ of ``sjd++``.
+            guidance_scale: 1 switches guidance off. Default, like the following: the model's.
+            temperature: 0 is greedy.
+            top_k: 0 keeps all ids.
+            top_p: 1 keeps all ids.
+            batch_size: images decoded together.
+            callback: called after every forward.
+            progress_bar: show one.
+
+        Raises:
+            ValueError: a setting is out of its range.
+            FloatingPointError: the model's logits were not finite.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt: expected at least one, got none")
+        for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+        preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        settings = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
+        LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work
+        prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
+        seeds = _seeds(seed, len(prompts))
+
+        bar = _ProgressBar(len(prompts) * self.adapter.layout(1).forced.shape[1], progress_bar)
+        try:
+            parts = [
+                self._decode_batch(prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, bar.batch_callback(callback))
+                for i in range(0, len(prompts), batch_size)
+            ]
+        finally:
+            bar.close()
+        return PipelineOutput(
+            images=[image for part in parts for image in part.images],
+            tokens=torch.cat([part.tokens for part in parts]),
+            reports=[report for part in parts for report in part.reports],
+        )
+
+    def _decode_batch(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        negative_prompt: str,
+        preset: Preset,
+        settings: dict[str, Any],
+        callback: Callable[[Progress], None] | None,
+    ) -> PipelineOutput:
+        adapter, count = self.adapter, len(prompts)
+        negative = None if settings["guidance_scale"] == 1 else [negative_prompt] * count
+        result = decode(
+            adapter,
+            adapter.prompt(prompts, negative),
+            adapter.layout(count),
+            LogitsProcessing.create(count, **settings, device=adapter.device),
+            preset,
+            torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
+            callback=callback,
+        )
+        tokens = result.tokens.cpu()
+        reports = [
+            ImageReport(
+                prompt=prompts[i],
+                method=preset.name,
+                seed=seeds[i],
+                tokens=tokens[i, : row.tokens].tolist(),
+                forwards=row.forwards,
+                tokens_per_forward=row.tokens_per_forward,
+                accepted_per_forward=row.accepted_per_forward,
+                seconds=row.seconds,
+                forward_seconds=row.forward_seconds,
+            )
+            for i, row in enumerate(result.rows)
+        ]
+        return PipelineOutput(adapter.images(result.tokens), tokens, reports)

@@ -1,0 +1,1 @@
+"""TinyScenes: the small text-to-image model that ships with the package, with its data and its training recipe."""

@@ -1,0 +1,73 @@
+"""Judging TinyScenes pictures: the background by its pixels, the garment by a small classifier trained on real scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .prompts import COLOURS, GARMENTS
+
+__all__ = ["GarmentClassifier", "background_colour", "garment_colour"]
+
+
+class GarmentClassifier(nn.Module):
+    """Logits ``[N, 10]`` over ``GARMENTS`` from pixels ``[N, 3, 32, 32]`` in [-1, 1]."""
+
+    WEIGHTS_NAME = "judge.safetensors"
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1, stride=2), nn.SiLU()]
+
+        self.features = nn.Sequential(*block(3, width), *block(width, 2 * width), *block(2 * width, 4 * width))
+        self.head = nn.Linear(4 * width * 16, len(GARMENTS))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(pixels).flatten(1))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the weights as float16 safetensors."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file({name: value.to(torch.float16).contiguous() for name, value in self.state_dict().items()}, Path(folder) / self.WEIGHTS_NAME)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GarmentClassifier:
+        """Read what :meth:`save_pretrained` wrote; weights are float32 in memory."""
+        model = cls()
+        model.load_state_dict({name: value.float() for name, value in load_file(Path(folder) / cls.WEIGHTS_NAME).items()})
+        return model.eval().requires_grad_(False)
+
+
+def _nearest_colour(rgb: torch.Tensor) -> torch.Tensor:
+    """Index into ``COLOURS`` of the nearest palette entry; ``rgb [..., 3]`` in [0, 255]."""
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    return torch.cdist(rgb.float(), palette).argmin(-1)
+
+
+def background_colour(pixels: torch.Tensor) -> torch.Tensor:
+    """Index into ``COLOURS``, ``int64 [N]``: the median pixel of the left and right edges of ``pixels [N, 3, 32, 32]``."""
+    edges = torch.cat([pixels[:, :, :, 0], pixels[:, :, :, -1]], dim=2)
+    return _nearest_colour((edges.median(dim=2).values + 1) * 127.5)
+
+
+def garment_colour(pixels: torch.Tensor) -> torch.Tensor:
+    """Index into ``COLOURS``, ``int64 [N]``, of the most frequent palette colour that is not the background's.
+
+    Shading darkens a garment's pixels, so each is compared with every tint at the shades that scenes use.
+    """
+    rgb = (pixels.flatten(2).transpose(1, 2) + 1) * 127.5
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    grey = torch.linspace(0.3, 1, 8)
+    shades = palette[:, None] * (0.5 + 0.5 * grey[:, None]) + 24 * grey[:, None]
+    nearest = torch.cdist(rgb.float(), shades.flatten(0, 1)).argmin(-1) // len(grey)
+    votes = torch.zeros(len(rgb), len(palette)).scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32))
+    flat = _nearest_colour(rgb)
+    background = background_colour(pixels)
+    # Pixels of the flat background vote for nothing.
+    votes -= torch.zeros_like(votes).scatter_add_(1, nearest, (flat == background[:, None]).float())
+    return votes.scatter(1, background[:, None], -1.0).argmax(1)

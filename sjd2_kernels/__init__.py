@@ -1,0 +1,22 @@
+"""sjd2-kernels: the ops of speculative Jacobi decoding. They know tensors, and nothing of models."""
+
+from .kv_cache import kv_append
+from .processing import LogitsProcessing, RowStatistics
+from .random import Purpose
+from .sampling import sample
+from .verify import Q_NONE, Q_POINT, Q_UNIFORM, LastForward, Rule, Verification, verify
+
+__all__ = [
+    "Q_NONE",
+    "Q_POINT",
+    "Q_UNIFORM",
+    "LastForward",
+    "LogitsProcessing",
+    "Purpose",
+    "RowStatistics",
+    "Rule",
+    "Verification",
+    "kv_append",
+    "sample",
+    "verify",
+]

@@ -1,0 +1,5 @@
+"""``sample``: one draw per row from raw logits."""
+
+from .op import sample
+
+__all__ = ["sample"]
