@@ -59,7 +59,7 @@ def verify(
         end_id: an id after which nothing is committed, −1 for none.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: an unknown rule, or a shape that does not fit.
         TypeError: an argument has the wrong dtype.
 
     Example:
@@ -77,6 +77,8 @@ def verify(
         >>> again.kept.tolist(), again.committed.tolist(), bool((again.tokens == first.tokens).all())
         ([[True, True]], [2], True)
     """
+    if rule not in list(Rule):
+        raise ValueError(f"rule: expected one of {', '.join(Rule)}, got {rule!r}")
     if logits.ndim != 3:
         raise ValueError(f"logits: expected shape (B, W, V), got {tuple(logits.shape)}")
     batch, window, _ = logits.shape

@@ -91,9 +91,10 @@ def run_stage(
             raise ValueError(f"{checkpoint}: expected the schedule {asdict(schedule)}, got {state['schedule']}; use another --out")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
+        if state["step"] == schedule.steps:
+            return json.loads(log.read_text().splitlines()[-1])
         step, seconds, resumed = state["step"], state["seconds"], state["resumed"] + 1
-        if step < schedule.steps:
-            print(f"{name}: resumed at step {step} of {schedule.steps}", flush=True)
+        print(f"{name}: resumed at step {step} of {schedule.steps}", flush=True)
 
     def save() -> None:
         _save(
@@ -136,6 +137,7 @@ def run_stage(
         if now - saved > checkpoint_seconds:
             save()
             saved = time.monotonic()
-    save()
     module.eval()
-    return record({**({"train_loss": total / count} if count else {}), **evaluate()})
+    row = record({"train_loss": total / count, **evaluate()})
+    save()
+    return row

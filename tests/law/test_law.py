@@ -1,0 +1,60 @@
+"""The law of AR sampling: every lossless preset draws sequences from the exact joint distribution, and the lossy one does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.law import FALSE_ALARM, Cell, law_p_values
+
+from sjd2.decoding import INITIALISATIONS, PRESETS, resolve_preset
+
+LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact != "none"]
+SPECULATIVE = [name for name in LOSSLESS if name != "ar"]
+
+
+def assert_law(cell: Cell, method: str, **settings) -> None:
+    p_values, variation = law_p_values(cell, resolve_preset(method, **settings))
+    assert min(p_values) > FALSE_ALARM, f"p-values {p_values}, total variation {variation:.4f}"
+
+
+@pytest.mark.parametrize("method", LOSSLESS)
+@pytest.mark.parametrize("window", [3, 7], ids=["window<length", "window>length"])
+def test_every_lossless_preset_has_the_law_of_ar(method, window):
+    assert_law(Cell(), method, window=1 if method == "ar" else window)
+
+
+@pytest.mark.parametrize("method", ["sjd", "mc-sjd", "gs-sjd"])
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+def test_every_initialisation_has_the_law_of_ar(method, initialisation):
+    assert_law(Cell(rows=60_000, seed=1), method, window=3, initialisation=initialisation)
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+def test_processing_guidance_forced_slots_and_ends_have_the_law_of_ar(method):
+    cell = Cell(
+        vocab_size=4,
+        rows=100_000,
+        processing={
+            "guidance_scale": 1.7,
+            "temperature": 0.8,
+            "top_k": 3,
+            "top_p": 0.95,
+            "allowed": torch.tensor([True, True, True, False]),
+        },
+        guided=True,
+        forced=(-1, -1, 3, -1),  # an id that sampling could not give
+        end_id=2,
+        seed=2,
+    )
+    assert_law(cell, method, window=4)
+
+
+def test_a_longer_sequence_over_more_ids_has_the_law_of_ar():
+    assert_law(Cell(vocab_size=5, count=4, rows=150_000, groups=((2, 4, 0), (1, 3, 1)), seed=3), "mc-sjd", window=3)
+
+
+def test_keeping_by_ratio_is_seen_to_be_biased():
+    """If the test could not reject sjd++ it would prove nothing about the others."""
+    p_values, variation = law_p_values(Cell(), resolve_preset("sjd++", window=4))
+    assert min(p_values) < 1e-12
+    assert variation > 0.02

@@ -1,0 +1,84 @@
+"""Decode one ragged batch of table rows and compare the counts of the outcomes with the exact joint law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import stats
+
+from sjd2.decoding import Preset, TokenLayout, decode
+from sjd2_kernels import LogitsProcessing
+
+from .tables import TableModel, exact_joint
+
+#: A lossless method fails a test of this kind by chance once in a million runs; seeds are fixed, so a pass stays one.
+FALSE_ALARM = 1e-6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the law test; rows cycle through ``groups`` of (prompt length, image length, conditional table)."""
+
+    vocab_size: int = 3
+    count: int = 5
+    rows: int = 120_000
+    processing: dict = field(default_factory=dict)
+    guided: bool = False
+    forced: tuple[int, ...] = ()
+    end_id: int = -1
+    row_stride: int = 2
+    seed: int = 0
+    groups: tuple[tuple[int, int, int], ...] = ((1, 5, 0), (3, 5, 1), (2, 4, 0), (4, 3, 2))
+
+
+def _forced(cell: Cell) -> list[int]:
+    return list(cell.forced) + [-1] * (cell.count - len(cell.forced))
+
+
+def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
+    """Outcome code and group of every row."""
+    model = TableModel(cell.vocab_size, cell.count, tables=4, seed=cell.seed)
+    group = torch.arange(cell.rows) % len(cell.groups)
+    prompt_length, length, table = torch.tensor(cell.groups)[group].T.contiguous()
+    if cell.guided:  # the unconditional branch has a prompt length of its own
+        prompt = model.prompt(torch.cat([table, torch.full_like(table, 3)]), torch.cat([prompt_length, torch.full_like(table, 2)]))
+    else:
+        prompt = model.prompt(table, prompt_length)
+    forced = torch.tensor(_forced(cell)).expand(cell.rows, -1).contiguous()
+    result = decode(
+        model,
+        prompt,
+        TokenLayout(forced, length, row_stride=cell.row_stride, end_id=cell.end_id),
+        LogitsProcessing.create(cell.rows, **cell.processing),
+        preset,
+        torch.arange(cell.rows) + (cell.seed << 32),
+    )
+    codes = (result.tokens * cell.vocab_size ** torch.arange(cell.count)).sum(1)
+    return codes.numpy(), group.numpy()
+
+
+def law_p_values(cell: Cell, preset: Preset) -> tuple[list[float], float]:
+    """Chi-square p-value of every group, and the mean total variation to the exact joint."""
+    codes, group = decode_cell(cell, preset)
+    model = TableModel(cell.vocab_size, cell.count, tables=4, seed=cell.seed)
+    p_values, variation = [], []
+    for number, (_, length, table) in enumerate(cell.groups):
+        processing = dict(cell.processing)
+        allowed = processing.pop("allowed", None)
+        expected = exact_joint(
+            model, table, 3 if cell.guided else None, length, _forced(cell), cell.end_id,
+            allowed=None if allowed is None else allowed.numpy(), **processing,
+        )  # fmt: skip
+        counts = np.bincount(codes[group == number], minlength=len(expected)).astype(float)
+        total = counts.sum()
+        variation.append(0.5 * np.abs(counts / total - expected).sum())
+        assert counts[expected == 0].sum() == 0, "an impossible sequence was decoded"
+        # Outcomes too rare for the chi-square approximation are counted together.
+        rare = expected * total < 5
+        observed = np.append(counts[~rare], counts[rare].sum())
+        wanted = np.append(expected[~rare], expected[rare].sum()) * total
+        observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+        p_values.append(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue if len(wanted) > 1 else 1.0)
+    return p_values, float(np.mean(variation))

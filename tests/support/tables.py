@@ -1,0 +1,106 @@
+"""A model small enough to enumerate: p(next token | prefix) stands in a random table, so the exact joint law is known.
+
+It is driven by the real loop through the real cache: its "keys" are the tokens it was fed, and what it predicts depends on the
+valid columns of its row and on nothing else. A wrong rollback therefore gives a wrong law.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from sjd2.cache import RaggedCache
+from sjd2.decoding import Prompt
+
+_MARKER = 1000.0  # + table number: the last prompt input, which predicts the first token
+_FILLER = -1.0
+
+
+class TableModel:
+    """``DecodableModel`` with ``tables`` random AR laws over ``vocab_size`` ids and up to ``count`` tokens."""
+
+    def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5):
+        self.vocab_size, self.count = vocab_size, count
+        prefixes = sum(vocab_size**n for n in range(count))
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = sharpness * torch.randn(tables, prefixes, vocab_size, generator=generator, dtype=torch.float64)
+        self.offsets = torch.tensor([sum(vocab_size**m for m in range(n)) for n in range(count)])
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.to(torch.float64)[..., None]
+
+    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
+        return RaggedCache(1, rows, capacity)
+
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+        fed = inputs_embeds[:, None]
+        columns, _ = cache.layers[0].update(fed, fed)
+        values = columns[:, 0, :, 0]
+        marked = values >= _MARKER
+        marker = marked.long().argmax(1)
+        # Rows whose marker is still to come are in their prompt: nobody looks at what they predict.
+        table = (values.gather(1, marker[:, None]).squeeze(1) - _MARKER).long().clamp(min=0)
+        place = torch.arange(values.shape[1]) - marker[:, None] - 1
+        powers = torch.where((place >= 0) & (place < self.count), float(self.vocab_size) ** place.clamp(0, self.count), 0.0)
+        codes = (values * powers).cumsum(1)
+        newest = cache.positions(inputs_embeds.shape[1])
+        seen = (newest - marker[:, None]).clamp(max=self.count - 1)
+        code = codes.gather(1, (marker[:, None] + seen).clamp(max=values.shape[1] - 1)).long()
+        return self.logits[table[:, None], self.offsets[seen] + code.clamp(min=0)]
+
+    def prompt(self, tables: torch.Tensor, lengths: torch.Tensor) -> Prompt:
+        """Prompts of ``lengths`` inputs that select ``tables``, one per model row."""
+        width = int(lengths.max())
+        place = torch.arange(width)
+        embeds = torch.where(place == lengths[:, None] - 1, _MARKER + tables[:, None].double(), _FILLER)
+        return Prompt(embeds[..., None], lengths)
+
+
+def target(logits: np.ndarray, uncond: np.ndarray | None, *, guidance_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, allowed=None) -> np.ndarray:
+    """The target distribution of one row, written the slow and obvious way."""
+    z = logits.astype(float)
+    if uncond is not None:
+        z = uncond + guidance_scale * (z - uncond)
+    if allowed is not None:
+        z = np.where(allowed, z, -np.inf)
+    if temperature == 0:
+        return np.eye(len(z))[np.argmax(z)]
+    z = z / temperature
+    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+    keep = [i for i in order if z[i] > -np.inf][: top_k or None]
+    weight = np.exp(z - z.max())
+    if top_p < 1:
+        total, mass, nucleus = weight[keep].sum(), 0.0, []
+        for i in keep:
+            if mass >= top_p * total:
+                break
+            nucleus.append(i)
+            mass += weight[i]
+        keep = nucleus
+    p = np.zeros_like(weight)
+    p[keep] = weight[keep]
+    return p / p.sum()
+
+
+def exact_joint(model: TableModel, table: int, uncond_table: int | None, length: int, forced: list[int], end_id: int, **processing) -> np.ndarray:
+    """Probability of every token sequence of ``count`` tokens (0 past the end), indexed by its base-V code."""
+    joint = np.zeros(model.vocab_size**model.count)
+    for sequence in itertools.product(range(model.vocab_size), repeat=length):
+        probability, code, prefix_code, ended = 1.0, 0, 0, False
+        for n, token in enumerate(sequence):
+            if ended:
+                probability *= token == 0  # one representative for all that could follow
+                continue
+            if forced[n] >= 0:
+                probability *= token == forced[n]
+            else:
+                row = int(model.offsets[n]) + prefix_code
+                uncond = None if uncond_table is None else model.logits[uncond_table, row].numpy()
+                probability *= target(model.logits[table, row].numpy(), uncond, **processing)[token]
+            prefix_code += token * model.vocab_size**n
+            code += token * model.vocab_size**n
+            ended = token == end_id
+        joint[code] += probability
+    return joint
