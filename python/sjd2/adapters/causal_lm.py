@@ -18,6 +18,9 @@ class SlicedCausalLM:
     """
 
     def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int):
+        attention = model.config._attn_implementation
+        if attention not in ("sdpa", "eager"):  # FlashAttention takes no mask, and a ragged window needs one
+            raise ValueError(f"model: expected attn_implementation sdpa or eager, got {attention}")
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
         self.device, self.dtype = model.device, model.dtype
         self._embedding = model.get_input_embeddings()
@@ -37,9 +40,12 @@ class SlicedCausalLM:
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """See ``DecodableModel.forward``."""
         window = inputs_embeds.shape[1]
+        mask = cache.mask(window)
+        if self.model.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         hidden = self.model.base_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=cache.mask(window),
+            attention_mask=mask,
             position_ids=cache.positions(window),
             past_key_values=cache,
             use_cache=True,
