@@ -100,7 +100,7 @@ class LogitsProcessing:
             top_k=torch.tensor(ks, dtype=torch.int64, device=device),
             top_p=torch.tensor(ps, dtype=torch.float32, device=device),
             allowed=None if allowed is None else allowed.to(device),
-            max_top_k=max(ks, default=0),
+            max_top_k=max(map(int, ks), default=0),
             uses_top_p=any(p < 1 for p in ps),
         )
 

@@ -51,8 +51,8 @@ def philox(counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
     # Both multiplications of a round run as one operation on a leading axis of two lanes. The lanes swap every round
     # (the new c0 comes from c2's product), so the constants of odd rounds are swapped instead of the data.
     lanes = (2,) + (1,) * len(shape)
-    multipliers = torch.tensor(_MULTIPLIERS, device=seed.device).view(lanes)
-    multipliers = (multipliers, multipliers.flip(0))
+    straight = torch.tensor(_MULTIPLIERS, device=seed.device).view(lanes)
+    multipliers = (straight, straight.flip(0))
     low, high = seed & _MASK, (seed >> 32) & _MASK
     keys = [
         torch.stack([high + r * _WEYL[1], low + r * _WEYL[0]] if r % 2 == 0 else [low + r * _WEYL[0], high + r * _WEYL[1]]) & _MASK

@@ -179,7 +179,7 @@ class TextToImagePipeline:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
         preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        settings = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
+        settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(seed, len(prompts))
@@ -187,7 +187,9 @@ class TextToImagePipeline:
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1).forced.shape[1], progress_bar)
         try:
             parts = [
-                self._decode_batch(prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, bar.batch_callback(callback))
+                self._decode_batch(
+                    prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, bar.batch_callback(callback)
+                )
                 for i in range(0, len(prompts), batch_size)
             ]
         finally:

@@ -12,10 +12,10 @@ def inverse_cdf(masses: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
     Args:
         masses: ``[..., V]``, non-negative, with a positive sum.
-        uniform: ``[...]`` in (0, 1).
+        uniform: in (0, 1), of a shape that broadcasts against ``[...]``.
 
     Returns:
-        int64 ``[...]``; never an id of zero mass, whatever the rounding.
+        int64 of the broadcast shape; never an id of zero mass, whatever the rounding.
     """
     cumulative = masses.cumsum(-1)
     total = cumulative[..., -1:]

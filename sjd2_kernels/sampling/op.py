@@ -28,8 +28,8 @@ def sample(
     any other purpose draws by inverse CDF with one uniform of that purpose.
 
     Args:
-        logits: ``[B, W, V]`` conditional (or only) logits; any float dtype, any strides.
-        logits_uncond: ``[B, W, V]`` unconditional logits, or ``None``.
+        logits: ``[B, W, V]`` conditional (or only) logits; any float dtype, any strides. ``[B, 1, V]`` serves all W slots.
+        logits_uncond: unconditional logits of the same shape, or ``None``.
         processing: sampling parameters of the B rows.
         seeds: int64 ``[B]``.
         iteration: int64 ``[B]``, the row's forward count; ignored by the frozen noise.
@@ -52,8 +52,11 @@ def sample(
         >>> sample(logits, None, greedy, seeds=zeros, iteration=zeros, position=zeros[:, None])
         tensor([[1]])
     """
+    if logits.ndim != 3:
+        raise ValueError(f"logits: expected shape (B, W, V), got {tuple(logits.shape)}")
     batch, window, vocab = logits.shape
-    for name, tensor, shape in (("seeds", seeds, (batch,)), ("iteration", iteration, (batch,)), ("position", position, (batch, window))):
+    slots = (batch, window if window > 1 or position.ndim != 2 else position.shape[1])
+    for name, tensor, shape in (("seeds", seeds, (batch,)), ("iteration", iteration, (batch,)), ("position", position, slots)):
         check_shape(name, tensor, shape)
         check_integer(name, tensor)
     z = scaled_logits(logits, logits_uncond, processing)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.llama import random_llama, sliced
 
 from sjd2.cache import RaggedCache
 from sjd2_kernels import kv_append
+from support.llama import random_llama, sliced
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["multi-head", "grouped"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from support.llama import FIRST_IMAGE_ID, IMAGE_IDS, random_llama, random_prompt, sliced
 from transformers import DynamicCache, LogitsProcessorList
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, TokenLayout, decode, resolve_preset
 from sjd2_kernels import LogitsProcessing, Purpose, sample
+from support.llama import FIRST_IMAGE_ID, IMAGE_IDS, random_llama, random_prompt, sliced
 
 LENGTHS = [3, 1, 6]
 SPECULATIVE = [name for name in PRESETS if name != "ar"]
@@ -28,7 +30,7 @@ def layout(rows: int = 3, *, end_id: int = -1) -> TokenLayout:
 
 def run(adapter, method, *, guided=True, rows=(0, 1, 2), processing=None, end_id=-1, sequence=None, **settings):
     options = {name: settings.pop(name) for name in ("callback", "poll_every") if name in settings}
-    prompt, _ = random_prompt(adapter, LENGTHS + [2, 2, 4])
+    prompt, _ = random_prompt(adapter, [*LENGTHS, 2, 2, 4])
     pick = torch.tensor(rows)
     branches = torch.cat([pick, pick + 3]) if guided else pick
     whole = sequence or layout(end_id=end_id)
@@ -47,7 +49,7 @@ def run(adapter, method, *, guided=True, rows=(0, 1, 2), processing=None, end_id
 @torch.inference_mode()
 def test_ar_is_a_plain_sampling_loop(adapter, guided):
     """Token by token through the whole model, DynamicCache and the ``sample`` op, one row at a time."""
-    _, ids = random_prompt(adapter, LENGTHS + [2, 2, 4])
+    _, ids = random_prompt(adapter, [*LENGTHS, 2, 2, 4])
     result = run(adapter, "ar", guided=guided)
     for row, length in enumerate([24, 18, 12]):
         processing = LogitsProcessing.create(1, guidance_scale=1.5, top_k=20)
@@ -142,7 +144,7 @@ def test_reports_and_progress_agree_with_each_other(adapter):
 
     result = run(adapter, "mc-sjd", callback=callback)
     assert [iteration for iteration, *_ in seen] == list(range(1, len(seen) + 1))
-    for (_, before, old), (_, after, new) in zip(seen, seen[1:], strict=False):
+    for (_, before, old), (_, after, new) in itertools.pairwise(seen):
         for row in range(3):
             assert before[row] < after[row] or before[row] == after[row] == [24, 18, 12][row], "an unfinished row commits at least one token"
             assert torch.equal(old[row, : before[row]], new[row, : before[row]]), "a committed token never changes"

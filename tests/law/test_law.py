@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.law import FALSE_ALARM, Cell, law_p_values
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, resolve_preset
+from support.law import FALSE_ALARM, Cell, law_p_values
 
 LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact != "none"]
 SPECULATIVE = [name for name in LOSSLESS if name != "ar"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tables import target
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from sjd2_kernels import LogitsProcessing
 from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
+from support.tables import target
 
 
 def probabilities(logits, uncond, processing):

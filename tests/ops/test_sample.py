@@ -17,9 +17,7 @@ def test_draws_have_the_target_law(purpose):
     logits = torch.tensor([0.3, -1.0, 1.2, 0.0, -torch.inf], dtype=torch.float64)
     processing = LogitsProcessing.create(ROWS, temperature=0.9, top_k=3)
     zeros = torch.zeros(ROWS, dtype=torch.int64)
-    tokens = sample(
-        logits.expand(ROWS, 1, 5), None, processing, seeds=torch.arange(ROWS), iteration=zeros, position=zeros[:, None], purpose=purpose
-    )
+    tokens = sample(logits.expand(ROWS, 1, 5), None, processing, seeds=torch.arange(ROWS), iteration=zeros, position=zeros[:, None], purpose=purpose)
     expected = (logits[[0, 2, 3]] / 0.9).softmax(0) * ROWS
     counts = torch.bincount(tokens.flatten(), minlength=5)
     assert counts[[1, 4]].sum() == 0
@@ -31,7 +29,10 @@ def test_frozen_noise_ignores_the_iteration_and_other_draws_do_not():
     arguments = {"seeds": torch.tensor([1]), "position": torch.arange(64)[None]}
     processing = LogitsProcessing.create(1)
     first, second = (
-        {purpose: sample(logits, None, processing, iteration=torch.tensor([i]), purpose=purpose, **arguments) for purpose in (Purpose.DRAFT, Purpose.GUMBEL)}
+        {
+            purpose: sample(logits, None, processing, iteration=torch.tensor([i]), purpose=purpose, **arguments)
+            for purpose in (Purpose.DRAFT, Purpose.GUMBEL)
+        }
         for i in (0, 1)
     )
     assert torch.equal(first[Purpose.GUMBEL], second[Purpose.GUMBEL])

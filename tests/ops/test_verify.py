@@ -48,7 +48,9 @@ def _drafts_from(q: torch.Tensor) -> torch.Tensor:
 def test_modified_rejection_sampling_gives_p_and_keeps_one_minus_tv(rule, q, source):
     processing = LogitsProcessing.create(ROWS)
     last = last_forward(q.log().expand(ROWS, 1, 4), processing)
-    result = call(P.log().expand(ROWS, 1, 4), rule=rule, processing=processing, drafts=_drafts_from(q), q_row=torch.full((ROWS, 1), source), last=last)
+    result = call(
+        P.log().expand(ROWS, 1, 4), rule=rule, processing=processing, drafts=_drafts_from(q), q_row=torch.full((ROWS, 1), source), last=last
+    )
     counts = torch.bincount(result.tokens.flatten(), minlength=4).numpy()
     assert stats.chisquare(counts, (P * ROWS).numpy()).pvalue > 1e-4
     keep = 1 - 0.5 * float((P - q).abs().sum())

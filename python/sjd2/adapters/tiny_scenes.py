@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,7 +37,8 @@ class TinyScenesAdapter(SlicedCausalLM):
         Raises:
             OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
         """
-        model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True)
+        model, report = loaded
         if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(f"weights: {len(report['missing_keys'])} tensors are missing and {len(report['mismatched_keys'])} have another shape")
         text = AutoTokenizer.from_pretrained(folder, local_files_only=True)

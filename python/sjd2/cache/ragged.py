@@ -16,6 +16,8 @@ class _RaggedLayer(CacheLayerMixin):
     """One layer's buffers ``[R, H, S, D]``, allocated at the first update from the shapes the model passes."""
 
     is_compileable = True
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, lengths: torch.Tensor, capacity: int):
         super().__init__()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..decoding import INITIALISATIONS, PRESETS
+from ..pipeline import TextToImagePipeline
 from .output import PictureFiles, checked_json_path, write_atomically
 
 __all__ = ["add_parser"]
@@ -55,9 +56,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Decode, write, report."""
-    # Imported here: `sjd2 --help` should not wait for PyTorch and Transformers.
-    from ..pipeline import TextToImagePipeline
-
     prompts = [prompt for prompt in options.prompt for _ in range(max(options.num_images, 1))]
     files = PictureFiles(options.output, prompts, options.seed, options.upscale)
     json_path = checked_json_path(options.json)

@@ -8,6 +8,10 @@ import platform
 from importlib import metadata
 from typing import Any
 
+import torch
+
+import sjd2_kernels
+
 __all__ = ["add_parser", "collect"]
 
 _PACKAGES = ("sjd2-kernels", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
@@ -29,10 +33,6 @@ def _version(package: str) -> str:
 
 def collect() -> dict[str, str]:
     """Names and values, in the order they are printed."""
-    import torch
-
-    import sjd2_kernels
-
     facts = {package: _version(package) for package in _PACKAGES}
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+
+from transformers.utils import logging as transformers_logging
 
 from .._version import __version__
 from . import generate, info
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # A warning is for the person at the terminal: its text, without the place in our code.
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         return options.run(options)
     except KeyboardInterrupt:

@@ -39,13 +39,13 @@ def uniform_drafts(
 def _draw(
     last: LastForward,
     processing: LogitsProcessing,
-    rows: torch.Tensor,
+    rows: torch.Tensor | slice,
     seeds: torch.Tensor,
     iteration: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """A fresh draw for every slot from p of slot ``rows[b, j]`` of the last forward."""
-    batch = torch.arange(len(rows), device=rows.device)[:, None]
+    """A fresh draw for every slot from p of slot ``rows[b, j]`` of the last forward, or of the one slot that a slice names."""
+    batch = slice(None) if isinstance(rows, slice) else torch.arange(len(rows), device=rows.device)[:, None]
     uncond = None if last.logits_uncond is None else last.logits_uncond[batch, rows]
     return sample(last.logits[batch, rows], uncond, processing, seeds=seeds, iteration=iteration, position=positions)
 
@@ -82,8 +82,8 @@ def fresh_drafts(
     if initialisation == "left-copy":
         return left, torch.full_like(positions, Q_POINT)
     if initialisation == "left":
-        rows = torch.full_like(positions, right_end)
-        return _draw(last, processing, rows, seeds, iteration, positions), rows
+        drawn = _draw(last, processing, slice(right_end, right_end + 1), seeds, iteration, positions)
+        return drawn, torch.full_like(positions, right_end)
     above = positions - row_stride if row_stride else torch.full_like(positions, -1)
     slot = above - start[:, None]
     # Above a slot there may be another fresh one, without a p, when more than a whole image row was committed: then take left.

@@ -251,8 +251,8 @@ def decode(
                     finished_at.setdefault(row, now)
             if len(finished_at) == batch:
                 break
-    figures = torch.stack([state.committed, state.iteration, state.accepted], dim=1).tolist()
+    tokens, forwards, accepted = torch.stack([state.committed, state.iteration, state.accepted]).tolist()
     return DecodeResult(
         tokens=state.tokens[:, :count].clone(),
-        rows=[RowReport(*figures[row], *finished_at[row]) for row in range(batch)],
+        rows=[RowReport(tokens[row], forwards[row], accepted[row], *finished_at[row]) for row in range(batch)],
     )

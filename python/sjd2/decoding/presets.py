@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from sjd2_kernels import Rule
 
@@ -81,7 +81,7 @@ def resolve_preset(
     if initialisation is not None:
         if initialisation not in INITIALISATIONS:
             raise ValueError(f"initialisation: expected one of {', '.join(INITIALISATIONS)}, got {initialisation!r}")
-        preset = replace(preset, initialisation=initialisation)
+        preset = replace(preset, initialisation=cast(Initialisation, initialisation))
     if keep_ratio is not None:
         if preset.rule is not Rule.KEEP_RATIO:
             raise ValueError(f"keep_ratio: only sjd++ has one, got {keep_ratio} for {preset.name}")

@@ -44,6 +44,9 @@ class FSQTokenizer(nn.Module):
     Pixels are float ``[N, 3, H, W]`` in [-1, 1]; codes are int64 ``[N, H/patch, W/patch]`` in ``[0, codebook_size)``.
     """
 
+    levels: torch.Tensor
+    strides: torch.Tensor
+
     CONFIG_NAME = "fsq_config.json"
     WEIGHTS_NAME = "fsq.safetensors"
 
@@ -105,8 +108,7 @@ class FSQTokenizer(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] of ``codes``."""
         index = codes[:, None] // self._column(self.strides) % self._column(self.levels)
-        weight = self.decoder[0].weight
-        return self.decoder(self._centred(index.to(weight.dtype))).clamp(-1, 1)
+        return self.decoder(self._centred(index.to(next(self.parameters()).dtype))).clamp(-1, 1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the configuration and the weights (float16: half the download, no visible difference)."""

@@ -28,6 +28,7 @@ class GarmentClassifier(nn.Module):
         self.head = nn.Linear(4 * width * 16, len(GARMENTS))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of ``pixels``."""
         return self.head(self.features(pixels).flatten(1))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -48,9 +48,9 @@ def build_model(codebook_size: int) -> LlamaForCausalLM:
         bos_token_id=1,
         pad_token_id=0,
         eos_token_id=None,
-        # What the adapter needs to know; Transformers keeps fields that it does not use.
-        sjd2={"adapter": "tiny_scenes", "image_id_start": TEXT_VOCAB_SIZE, "image_ids": codebook_size, "grid": [GRID, GRID]},
     )
+    # What the adapter needs to know; Transformers keeps fields that it does not use.
+    config.update({"sjd2": {"adapter": "tiny_scenes", "image_id_start": TEXT_VOCAB_SIZE, "image_ids": codebook_size, "grid": [GRID, GRID]}})
     return LlamaForCausalLM(config)
 
 
@@ -76,7 +76,7 @@ def sequence_statistics(
 
 def _train_tokenizer(train: SceneSampler, held_out: SceneBatch, folder: Path, device: torch.device, schedule: Schedule) -> FSQTokenizer:
     torch.manual_seed(0)
-    model = FSQTokenizer().to(device, memory_format=torch.channels_last)
+    model = FSQTokenizer().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = held_out.pixels.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
@@ -97,7 +97,7 @@ def _train_tokenizer(train: SceneSampler, held_out: SceneBatch, folder: Path, de
 
 def _train_judge(train: SceneSampler, held_out: SceneBatch, folder: Path, device: torch.device, schedule: Schedule) -> GarmentClassifier:
     torch.manual_seed(0)
-    model = GarmentClassifier().to(device, memory_format=torch.channels_last)
+    model = GarmentClassifier().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels, garment = held_out.pixels.to(device), held_out.garment.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
@@ -123,7 +123,8 @@ def _train_model(
     schedule: Schedule,
     compile_model: bool,
 ) -> LlamaForCausalLM:
-    text, model = build_text_tokenizer(), build_model(tokenizer.codebook_size).to(device)
+    text, model = build_text_tokenizer(), build_model(tokenizer.codebook_size)
+    torch.nn.Module.to(model, device)  # the model's own `to` is wrapped beyond what a type checker follows
     body = torch.compile(model.model) if compile_model else model.model
     codes = {name: tokenizer.encode(batch.pixels.to(device)).flatten(1) for name, batch in held_out.items()}
 
@@ -135,7 +136,7 @@ def _train_model(
         return F.cross_entropy(logits.float().flatten(0, 1), (target + TEXT_VOCAB_SIZE).flatten())
 
     def evaluate() -> dict[str, float]:
-        figures = {}
+        figures: dict[str, float] = {}
         for name, batch in held_out.items():
             parts = [sequence_statistics(model, text, batch.captions[i : i + 64], codes[name][i : i + 64]) for i in range(0, len(batch.captions), 64)]
             nll, entropy = (torch.cat(values).mean().item() for values in zip(*parts, strict=True))
@@ -147,7 +148,12 @@ def _train_model(
 
 
 def _scaled(schedule: Schedule, scale: float) -> Schedule:
-    return Schedule(max(2, round(schedule.steps * scale)), schedule.batch_size, schedule.learning_rate, min(schedule.warmup, 1 + round(schedule.steps * scale / 10)))
+    return Schedule(
+        max(2, round(schedule.steps * scale)),
+        schedule.batch_size,
+        schedule.learning_rate,
+        min(schedule.warmup, 1 + round(schedule.steps * scale / 10)),
+    )
 
 
 def train(
@@ -187,13 +193,17 @@ def export(out: str | Path, tokenizer: FSQTokenizer, judge: GarmentClassifier, m
     tokenizer.save_pretrained(folder)
     judge.save_pretrained(folder)
     build_text_tokenizer().save_pretrained(folder)
-    model.to(torch.float16).save_pretrained(folder)
-    logs = {stage: [json.loads(line) for line in (Path(out) / f"{stage}.jsonl").read_text().splitlines()] for stage in ("tokenizer", "judge", "model")}
+    model.half().save_pretrained(folder)
+    logs = {
+        stage: [json.loads(line) for line in (Path(out) / f"{stage}.jsonl").read_text().splitlines()] for stage in ("tokenizer", "judge", "model")
+    }
     (folder / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sjd2.tiny_scenes.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m sjd2.tiny_scenes.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="runs/tiny_scenes", metavar="DIR", help="checkpoints and logs (default: %(default)s)")
     parser.add_argument("--photos", metavar="DIR", help="folder of the four Fashion-MNIST .gz files (default: find or fetch them)")
     parser.add_argument("--export", metavar="DIR", help="write the finished model here")

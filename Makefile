@@ -1,0 +1,40 @@
+# On a fresh machine `make demo` and `make test` need Python 3.11 or newer and nothing else: both set up .venv first.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PROMPT ?= a red coat on a yellow background
+
+.PHONY: setup demo test test-full bench lint clean
+
+setup: $(VENV)/.installed
+
+# PyTorch comes first and by itself: the pinned version, as constraints.txt has it.
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,lint]"
+	touch $@
+
+# The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
+demo: setup
+	$(BIN)/sjd2 generate "$(PROMPT)" --method ar --seed 1 -o out/demo-ar.png
+	$(BIN)/sjd2 generate "$(PROMPT)" --method jacobi --seed 1 -o out/demo-jacobi.png
+	$(BIN)/sjd2 generate "$(PROMPT)" --seed 1 -o out/demo.png
+
+test: setup
+	$(BIN)/pytest -m "not full"
+
+test-full: setup
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python benchmarks/embedded_model.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build out *.egg-info

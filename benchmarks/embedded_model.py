@@ -1,0 +1,131 @@
+"""Tokens per forward, pictures and wall-clock of every method on the embedded model: ``make bench``.
+
+Compression and picture checks are taken over held-out prompts. Wall-clock is taken one image at a time, methods in turn on the
+same prompt and in the same process, after one image of each to warm up; its ratios to ``ar`` are paired by prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+from conditions import conditions
+from sjd2 import PRESETS, TextToImagePipeline
+from sjd2.adapters.registry import EMBEDDED_MODEL
+from sjd2.tiny_scenes.judge import GarmentClassifier, background_colour, garment_colour
+from sjd2.tiny_scenes.prompts import COLOURS, GARMENTS, held_out_prompts, parse_prompt
+
+WINDOWS = (8, 16, 32, 64)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean, and the half-width of its 95 % confidence interval."""
+    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+
+
+def settings(windows: tuple[int, ...]) -> list[tuple[str, int]]:
+    """``ar``, and every other method at every window."""
+    return [("ar", 1)] + [(method, window) for method in PRESETS if method != "ar" for window in windows]
+
+
+class Judge:
+    """Shares of pictures that show what the prompt says."""
+
+    def __init__(self, pipeline: TextToImagePipeline, folder: Path):
+        self.pipeline, self.classifier = pipeline, GarmentClassifier.from_pretrained(folder)
+
+    def __call__(self, prompts: list[str], tokens: torch.Tensor) -> dict[str, float]:
+        """Of the pictures of ``tokens [N, 256]``, made of ``prompts``."""
+        pixels = self.pipeline.adapter.pixels(tokens)
+        wanted = [parse_prompt(prompt) for prompt in prompts]
+        colours = list(COLOURS)
+
+        def right(found: torch.Tensor, part: int, names: list[str]) -> float:
+            return statistics.fmean(names[index] == want[part] for index, want in zip(found.tolist(), wanted, strict=True))
+
+        return {
+            "background_right": right(background_colour(pixels), 2, colours),
+            "colour_right": right(garment_colour(pixels), 1, colours),
+            "garment_right": right(self.classifier(pixels).argmax(1), 0, list(GARMENTS)),
+        }
+
+
+def compression(pipeline: TextToImagePipeline, judge: Judge, prompts: list[str], guidance_scale: float) -> list[dict]:
+    """Tokens per forward and picture checks of every setting."""
+    rows = []
+    for method, window in settings(WINDOWS):
+        output = pipeline(prompts, method=method, window=window, guidance_scale=guidance_scale, batch_size=16)
+        mean, error = mean_and_error([report.tokens_per_forward for report in output.reports])
+        row = {"method": method, "window": window, "tokens_per_forward": mean, "error": error, **judge(prompts, output.tokens)}
+        print(
+            f"{method:8} W {window:3}  {mean:5.2f} ± {error:.2f} tokens per forward   background {row['background_right']:4.0%}  "
+            f"colour {row['colour_right']:4.0%}  garment {row['garment_right']:4.0%}",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def wall_clock(pipeline: TextToImagePipeline, prompts: list[str], guidance_scale: float) -> list[dict]:
+    """Seconds per image, and the speed-up over ``ar``, of every setting."""
+    seconds: dict[tuple[str, int], list[tuple[float, float]]] = {setting: [] for setting in settings(WINDOWS)}
+    for number, prompt in enumerate([prompts[0], *prompts]):
+        for method, window in seconds:
+            report = pipeline(prompt, method=method, window=window, guidance_scale=guidance_scale, seed=number).reports[0]
+            if number:
+                seconds[method, window].append((report.seconds, report.forward_seconds))
+    rows = []
+    for (method, window), times in seconds.items():
+        gains = [plain[0] / mine[0] for plain, mine in zip(seconds["ar", 1], times, strict=True)]
+        row = {
+            "method": method,
+            "window": window,
+            "seconds": statistics.median(whole for whole, _ in times),
+            "share_outside_forward": statistics.median(1 - forward / whole for whole, forward in times),
+            "speed_up": statistics.median(gains),
+            "speed_up_range": [min(gains), max(gains)],
+        }
+        print(
+            f"{method:8} W {window:3}  {row['seconds']:6.3f} s per image  {row['speed_up']:5.2f}x ar "
+            f"({min(gains):.2f}–{max(gains):.2f})  outside the forward {row['share_outside_forward']:4.0%}",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=48, help="held-out prompts for compression (default: %(default)s)")
+    parser.add_argument("--timed", type=int, default=8, help="images timed per setting (default: %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: %(default)s")
+    parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="a TinyScenes folder (default: the embedded one)")
+    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    pipeline = TextToImagePipeline.from_pretrained(options.model)
+    training = json.loads((options.model / "training_log.json").read_text())["model"][-1]
+    print(
+        f"held-out NLL {training['held_out_pairs_nll']:.3f} nats per token, entropy {training['held_out_pairs_entropy']:.3f}; "
+        f"guidance {options.guidance_scale}, {options.prompts} held-out prompts"
+    )
+    figures = {
+        "conditions": conditions(),
+        "model": {
+            name: training[name] for name in ("held_out_photos_nll", "held_out_photos_entropy", "held_out_pairs_nll", "held_out_pairs_entropy")
+        },
+        "guidance_scale": options.guidance_scale,
+        "prompts": options.prompts,
+        "compression": compression(pipeline, Judge(pipeline, options.model), held_out_prompts(options.prompts), options.guidance_scale),
+        "wall_clock": wall_clock(pipeline, held_out_prompts(options.timed), options.guidance_scale),
+    }
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

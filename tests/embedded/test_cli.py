@@ -1,0 +1,128 @@
+"""The command line: files, JSON, exit codes, and one line on stderr for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from sjd2 import __version__
+from sjd2.cli import main
+
+PROMPT = "a red coat on a yellow background"
+
+
+def test_a_prompt_alone_writes_a_picture_named_after_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", PROMPT]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a-red-coat-on-a-yellow-background.png"]
+    assert Image.open("a-red-coat-on-a-yellow-background.png").size == (256, 256)
+    assert "256 tokens in" in capsys.readouterr().out
+
+
+def test_json_holds_what_was_asked_for_and_what_was_decoded(tmp_path, pipeline):
+    command = ["generate", PROMPT, "a blue bag", "--method", "gs-sjd", "--seed", "4", "--num-images", "2", "--window", "24"]
+    command += ["--guidance-scale", "2", "--temperature", "0.9", "--top-k", "50", "--top-p", "0.95", "--quiet"]
+    assert main([*command, "-o", str(tmp_path / "pictures"), "--json", str(tmp_path / "figures.json")]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["prompt"], row["seed"]) for row in rows] == [(PROMPT, 4), (PROMPT, 5), ("a blue bag", 6), ("a blue bag", 7)]
+    output = pipeline(
+        [PROMPT, "a blue bag"], method="gs-sjd", seed=4, num_images_per_prompt=2, window=24, guidance_scale=2.0, temperature=0.9, top_k=50, top_p=0.95
+    )
+    for row, report in zip(rows, output.reports, strict=True):
+        assert row["method"] == "gs-sjd"
+        assert row["tokens"] == report.tokens
+        assert row["forwards"] == report.forwards
+        assert row["tokens_per_forward"] == pytest.approx(len(row["tokens"]) / row["forwards"])
+        assert row["accepted_per_forward"] == report.accepted_per_forward
+        assert row["seconds"] > 0
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
+
+
+def test_several_pictures_beside_one_file_name_are_numbered(tmp_path):
+    assert main(["generate", "a bag", "a boot", "-o", str(tmp_path / "x.png"), "--upscale", "1", "--quiet", "--method", "jacobi"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-0.png", "x-1.png"]
+    assert Image.open(tmp_path / "x-0.png").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "method: expected one of"),
+        (["--window", "0"], "window: expected a whole number >= 1, got 0"),
+        (["--temperature", "-1"], "temperature: expected"),
+        (["--top-k", "-1"], "top_k: expected"),
+        (["--top-p", "2"], "top_p: expected"),
+        (["--seed", "-3"], "seed: expected"),
+        (["--num-images", "0"], "num_images_per_prompt: expected"),
+        (["--upscale", "0"], "--upscale: expected"),
+        (["--model", "/nowhere/at/all"], "model: expected a folder or a hub name"),
+        (["-o", "picture.xyz"], "--output: expected a picture file"),
+        (["-o", "taken/picture.png"], "--output: the folder taken cannot be made"),
+        (["--json", "."], "--json: expected a file, . is a folder"),
+        (["--json", "taken/figures.json"], "--json: the folder taken cannot be made"),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_1_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file, not a folder")
+    assert main(["generate", PROMPT, *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_an_empty_prompt_is_an_error(capsys):
+    assert main(["generate", " "]) == 1
+    assert capsys.readouterr().err == "error: prompt: expected a caption, got an empty string\n"
+
+
+def test_unknown_words_are_one_warning_line(tmp_path, capsys):
+    assert main(["generate", "a purple umbrella", "-o", str(tmp_path / "x.png"), "--quiet", "--method", "jacobi"]) == 0
+    assert capsys.readouterr().err == "warning: prompt: the model does not know umbrella\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["nonsense"], ["generate", PROMPT, "--window", "many"]])
+def test_bad_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+
+
+def test_help_names_every_method(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["generate", "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  {method} " in text for method in ("ar", "jacobi", "sjd", "mc-sjd", "gs-sjd", "sjd++"))
+
+
+def test_info_names_versions_and_devices(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"sjd2-kernels  {__version__}" in text
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_with_one_line_and_no_file(tmp_path):
+    command = [sys.executable, "-c", "import sys; from sjd2.cli import main; print('ready', flush=True); sys.exit(main())"]
+    command += ["generate", PROMPT, "--num-images", "4000", "-o", "pictures", "--json", "figures.json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
