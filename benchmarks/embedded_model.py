@@ -119,6 +119,7 @@ def main() -> None:
         },
         "guidance_scale": options.guidance_scale,
         "prompts": options.prompts,
+        "timed": options.timed,
         "compression": compression(pipeline, Judge(pipeline, options.model), held_out_prompts(options.prompts), options.guidance_scale),
         "wall_clock": wall_clock(pipeline, held_out_prompts(options.timed), options.guidance_scale),
     }
