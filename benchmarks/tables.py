@@ -35,10 +35,11 @@ def conditions_line(results: dict) -> str:
     """What the figures were measured under."""
     facts, model = results["conditions"], results["model"]
     return (
-        f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; the model's held-out NLL "
-        f"is {model['held_out_pairs_nll']:.2f} nats per token, its entropy {model['held_out_pairs_entropy']:.2f}. "
-        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; {facts['device']}, "
-        f"PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit'].split()[0]}. Not measured on a GPU."
+        f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; "
+        f"the model's held-out NLL is {model['held_out_pairs_nll']:.2f} nats per token, its entropy {model['held_out_pairs_entropy']:.2f}. "
+        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; "
+        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit'].split()[0]}. "
+        "Not measured on a GPU."
     )
 
 
