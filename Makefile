@@ -11,6 +11,7 @@ setup: $(VENV)/.installed
 
 # PyTorch comes first and by itself: the pinned version, as constraints.txt has it.
 $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
+	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,lint]"
