@@ -10,7 +10,7 @@ that a distribution can be rebuilt later from the logits it came from without ev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class LogitsProcessing:
     """Sampling parameters, one value per row; build it with :meth:`create`.
 
     ``guidance_scale``, ``temperature`` and ``top_p`` are float32 ``[B]``, ``top_k`` is int64 ``[B]``; ``allowed`` is bool
-    ``[V]`` or ``None``. ``max_top_k`` (0: no row uses top-k) and ``uses_top_p`` are known on the host, so that nothing has to
+    ``[V]`` or ``None``. ``max_top_k`` (0: no row uses top-k), ``uses_top_p`` and ``uses_guidance`` are known on the host, so that nothing has to
     be read back from the device to decide what to compute.
     """
 
@@ -48,6 +48,7 @@ class LogitsProcessing:
     allowed: torch.Tensor | None
     max_top_k: int
     uses_top_p: bool
+    uses_guidance: bool
 
     @classmethod
     def create(
@@ -66,7 +67,7 @@ class LogitsProcessing:
         Args:
             batch_size: B.
             guidance_scale: s of classifier-free guidance; 1 leaves the conditional logits as they are.
-            temperature: T ≥ 0; 0 is greedy (the highest logit, lowest id among equals).
+            temperature: T ≥ 0; 0 (and what float32 cannot divide by) is greedy: the highest logit, lowest id among equals.
             top_k: keep the k highest logits (lowest ids among equals); 0 keeps all.
             top_p: keep the fewest ids whose probability reaches p, in (0, 1]; 1 keeps all.
             allowed: bool ``[V]``, ids that may be drawn.
@@ -85,13 +86,14 @@ class LogitsProcessing:
             return values
 
         finite = float("inf")
-        scales = rows("guidance_scale", guidance_scale, "a finite number", lambda x: -finite < x < finite)
+        scales = rows("guidance_scale", guidance_scale, "a number between -1e6 and 1e6", lambda x: -1e6 <= x <= 1e6)
         temperatures = rows("temperature", temperature, "a finite number >= 0", lambda x: 0 <= x < finite)
-        ks = rows("top_k", top_k, "a whole number >= 0", lambda x: x >= 0 and x == int(x))
+        ks = rows("top_k", top_k, "a whole number >= 0", lambda x: not isinstance(x, bool) and 0 <= x < 2**63 and x == int(x))
         ps = rows("top_p", top_p, "a number in (0, 1]", lambda x: 0 < x <= 1)
         if allowed is not None and (allowed.dtype != torch.bool or allowed.ndim != 1 or not bool(allowed.any())):
             raise ValueError(f"allowed: expected bool [V] with at least one id, got {allowed.dtype} {tuple(allowed.shape)}")
         # Greedy decoding is the arg-max: temperature 0 is top-k 1 at temperature 1.
+        temperatures = [0 if t < 1e-20 else t for t in temperatures]
         ks = [1 if t == 0 else int(k) for k, t in zip(ks, temperatures, strict=True)]
         temperatures = [t or 1.0 for t in temperatures]
         return cls(
@@ -102,19 +104,25 @@ class LogitsProcessing:
             allowed=None if allowed is None else allowed.to(device),
             max_top_k=max(map(int, ks), default=0),
             uses_top_p=any(p < 1 for p in ps),
+            uses_guidance=any(scale != 1 for scale in scales),
         )
 
     def select(self, rows: torch.Tensor) -> LogitsProcessing:
         """The parameters of ``rows`` (int64 indices), for a batch from which finished rows were taken out."""
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name in ("guidance_scale", "temperature", "top_k", "top_p")}
-        return LogitsProcessing(**picked, allowed=self.allowed, max_top_k=self.max_top_k, uses_top_p=self.uses_top_p)
+        per_row = ("guidance_scale", "temperature", "top_k", "top_p")
+        return replace(self, **{name: getattr(self, name)[rows] for name in per_row})
 
 
 def scaled_logits(logits: torch.Tensor, logits_uncond: torch.Tensor | None, processing: LogitsProcessing) -> torch.Tensor:
     """``z`` of the module's formula, ``[B, W, V]``, with −inf at ids that are not allowed.
 
     Float64 logits stay float64; every other dtype is computed in float32.
+
+    Raises:
+        ValueError: guidance without unconditional logits, or a shape that does not fit.
     """
+    if logits_uncond is None and processing.uses_guidance:
+        raise ValueError(f"logits_uncond: expected shape {tuple(logits.shape)}, because guidance_scale is not 1, got None")
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     z = logits.to(dtype)
     if logits_uncond is not None:
@@ -122,10 +130,10 @@ def scaled_logits(logits: torch.Tensor, logits_uncond: torch.Tensor | None, proc
         uncond = logits_uncond.to(dtype)
         scale = processing.guidance_scale.to(dtype)[:, None, None]
         guided = uncond + scale * (z - uncond)
-        # An id that either branch masks stays masked (the formula would give NaN or +inf), and at scale 1 the
-        # unconditional branch must not matter at all.
+        # An id that either branch masks stays masked (the formula would give NaN or +inf; the minimum lets a real NaN
+        # through), and at scale 1 the unconditional branch must not matter at all.
         masked = (z == -torch.inf) | (uncond == -torch.inf)
-        z = torch.where(scale == 1, z, guided.masked_fill(masked, -torch.inf))
+        z = torch.where(scale == 1, z, torch.where(masked, torch.minimum(z, uncond), guided))
     if processing.allowed is not None:
         check_shape("processing.allowed", processing.allowed, logits.shape[-1:])
         z = z.masked_fill(~processing.allowed, -torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class ImageReport:
         tokens_per_forward: step compression; AR sampling has 1.
         accepted_per_forward: accepted drafts per forward.
         seconds: from the start of decoding until this image was finished; images of a batch share that time.
-        forward_seconds: of those, spent in the model's forward.
+        forward_seconds: of those, spent in the model's forward, prefill included.
     """
 
     prompt: str
@@ -57,17 +58,26 @@ class PipelineOutput:
     reports: list[ImageReport]
 
 
+def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """``value`` as an int, or a ``ValueError`` that names it."""
+    legal = f"a whole number >= {low}" if high is None else f"a whole number in [{low}, {high})"
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name}: expected {legal}, got {value!r}") from None
+    if isinstance(value, bool) or number < low or (high is not None and number >= high):
+        raise ValueError(f"{name}: expected {legal}, got {value!r}")
+    return number
+
+
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, Sequence):
-        seeds = [int(one) for one in seed]
-        if len(seeds) != count:
-            raise ValueError(f"seed: expected one number or {count} (one per image), got {len(seeds)}")
-    else:
-        seeds = [int(seed) + index for index in range(count)]
-    for one in seeds:
-        if not 0 <= one < 2**63:
-            raise ValueError(f"seed: expected numbers in [0, 2**63), got {one}")
-    return seeds
+    """One seed per image."""
+    if not isinstance(seed, Sequence):
+        first = _whole("seed", seed, 0, 2**63 - count)
+        return [first + index for index in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"seed: expected one number or {count} (one per image), got {len(seed)}")
+    return [_whole("seed", one, 0, 2**63) for one in seed]
 
 
 class _ProgressBar:
@@ -174,9 +184,11 @@ class TextToImagePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("prompt: expected at least one, got none")
-        for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+        for one in prompts:
+            if not isinstance(one, str):
+                raise ValueError(f"prompt: expected text, got {one!r}")
+        num_images_per_prompt = _whole("num_images_per_prompt", num_images_per_prompt, 1)
+        batch_size = _whole("batch_size", batch_size, 1)
         preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}

@@ -15,7 +15,7 @@ def inverse_cdf(masses: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         uniform: in (0, 1), of a shape that broadcasts against ``[...]``.
 
     Returns:
-        int64 of the broadcast shape; never an id of zero mass, whatever the rounding.
+        int64 of the broadcast shape; never an id of zero mass, as long as the running sum does not fall.
     """
     cumulative = masses.cumsum(-1)
     total = cumulative[..., -1:]

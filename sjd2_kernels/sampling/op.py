@@ -21,6 +21,7 @@ def sample(
     iteration: torch.Tensor,
     position: torch.Tensor,
     purpose: Purpose = Purpose.DRAFT,
+    check: bool = False,
 ) -> torch.Tensor:
     """Draw one id for every slot from the target distribution of its logits.
 
@@ -35,6 +36,8 @@ def sample(
         iteration: int64 ``[B]``, the row's forward count; ignored by the frozen noise.
         position: int64 ``[B, W]``, absolute position of the token drawn in each slot.
         purpose: which random words to use.
+        check: look at the logits first, which makes the host wait for the device. Without it the id drawn from NaN, +inf or
+            nothing but −inf is meaningless (but in range).
 
     Returns:
         int64 ``[B, W]``.
@@ -42,6 +45,7 @@ def sample(
     Raises:
         ValueError: a shape does not fit.
         TypeError: an integer argument is not int64.
+        FloatingPointError: with ``check``, a slot whose logits hold NaN or +inf or allow no id.
 
     Example:
         >>> import torch
@@ -60,6 +64,9 @@ def sample(
         check_shape(name, tensor, shape)
         check_integer(name, tensor)
     z = scaled_logits(logits, logits_uncond, processing)
+    if check and not bool(z.amax(-1).isfinite().all()):
+        row = int((~z.amax(-1).isfinite()).any(1).long().argmax())
+        raise FloatingPointError(f"logits: expected finite values and at least one id that may be drawn, got otherwise in row {row}")
     log_p = log_probabilities(z, row_statistics(z, processing))
     if purpose is Purpose.GUMBEL:
         return (log_p + gumbel_noise(seeds, position, vocab, dtype=log_p.dtype)).argmax(-1)

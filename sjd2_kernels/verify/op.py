@@ -48,7 +48,7 @@ def verify(
         drafts: int64 ``[B, W]`` in [0, V).
         q_row: int64 ``[B, W]``: where each draft came from. A value ≥ 0 is the slot of ``last`` whose p it was drawn
             from; else ``Q_NONE``, ``Q_UNIFORM`` or ``Q_POINT``. ``Rule.GUMBEL`` does not look at it.
-        last: the previous iteration; ``None`` if no ``q_row`` is ≥ 0.
+        last: the previous iteration; without it a ``q_row`` ≥ 0 counts as ``Q_NONE``.
         clean: bool ``[B, W]``: the draft was fed as its own embedding (not a noisy one).
         forced: int64 ``[B, W]``: the only legal id of a structural slot, −1 where the slot is free.
         remaining: int64 ``[B]``: tokens still to come, 0 for a finished row.
@@ -94,6 +94,8 @@ def verify(
         check_shape(name, tensor, shape)
         check_integer(name, tensor)
     check_shape("clean", clean, (batch, window))
+    if clean.dtype != torch.bool:
+        raise TypeError(f"clean: expected dtype torch.bool, got {clean.dtype}")
     check_shape("processing.temperature", processing.temperature, (batch,))
     if last is not None:
         check_shape("last.logits", last.logits, logits.shape)

@@ -102,7 +102,7 @@ def verify_reference(
         p, log_q = log_p.exp(), _draft_distribution(q_row, drafts, last, processing, log_p)
         accept_uniform, draw_uniform = uniforms(seeds, Purpose.VERIFY, iteration, positions, dtype=log_p.dtype)[..., :2].unbind(-1)
         log_p_draft, log_q_draft = (value.gather(-1, drafts[..., None]).squeeze(-1) for value in (log_p, log_q))
-        has_q = q_row != Q_NONE
+        has_q = (q_row != Q_NONE) if last is not None else (q_row < Q_NONE)
         accepted = has_q & (accept_uniform.log() + log_q_draft < log_p_draft)
         # Slots after the first rejection; a forced slot is never a rejection.
         rejected = (~(accepted | is_forced)).long()

@@ -48,6 +48,16 @@ def test_append_writes_behind_each_rows_length_and_nowhere_else():
         assert torch.equal(buffer, wanted)
 
 
+def test_reset_forgets_lengths_and_buffers():
+    cache = RaggedCache(1, 2, 6)
+    cache.layers[0].update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
+    cache.commit(torch.tensor([1, 3]))
+    cache.reset()
+    assert cache.lengths.tolist() == [0, 0]
+    assert cache.layers[0].keys.abs().sum() == 0
+    assert cache.get_max_length() == 6
+
+
 def test_attention_that_takes_no_mask_is_refused():
     model = random_llama()
     model.config._attn_implementation = "flash_attention_2"

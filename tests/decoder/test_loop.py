@@ -38,7 +38,7 @@ def run(adapter, method, *, guided=True, rows=(0, 1, 2), processing=None, end_id
         adapter,
         type(prompt)(prompt.embeds[branches], prompt.lengths[branches]),
         TokenLayout(whole.forced[pick], whole.lengths[pick], whole.row_stride, whole.end_id),
-        LogitsProcessing.create(len(rows), **(processing or {"guidance_scale": 1.5, "top_k": 20})),
+        LogitsProcessing.create(len(rows), **(processing or {"guidance_scale": 1.5 if guided else 1.0, "top_k": 20})),
         resolve_preset(method, **settings),
         torch.tensor([11, 5, 2**62])[pick],
         **options,
@@ -52,7 +52,7 @@ def test_ar_is_a_plain_sampling_loop(adapter, guided):
     _, ids = random_prompt(adapter, [*LENGTHS, 2, 2, 4])
     result = run(adapter, "ar", guided=guided)
     for row, length in enumerate([24, 18, 12]):
-        processing = LogitsProcessing.create(1, guidance_scale=1.5, top_k=20)
+        processing = LogitsProcessing.create(1, guidance_scale=1.5 if guided else 1.0, top_k=20)
         branches = [ids[row], ids[row + 3]] if guided else [ids[row]]
         caches = [DynamicCache() for _ in branches]
         tokens: list[int] = []
@@ -190,6 +190,35 @@ def test_shapes_that_do_not_fit_are_named(adapter):
     prompt, _ = random_prompt(adapter, [2, 2, 2])
     with pytest.raises(ValueError, match=r"seeds: expected shape \(3,\), got \(2,\)"):
         decode(adapter, prompt, layout(), *arguments, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guided": False, "processing": {"guidance_scale": 2.0}}, "prompt: guidance needs 6 rows, conditional and unconditional, got 3"),
+        ({"poll_every": 0}, "poll_every: expected a whole number >= 1, got 0"),
+        ({"sequence": TokenLayout(torch.full((3, 4), -1), torch.tensor([4, 5, 4]))}, "layout.lengths: expected at most 4 .*, got 5"),
+    ],
+)
+def test_bad_arguments_are_named(adapter, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(adapter, "sjd", **settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("logits_scaling", 4.0, "model: expected logits that are the head's product, got logits_scaling = 4.0"),
+        ("final_logit_softcapping", 30.0, "model: expected logits that are the head's product, got final_logit_softcapping"),
+        ("sliding_window", 8, "model: expected full attention in every layer, got sliding_attention"),
+        ("layer_types", ["full_attention", "linear_attention"], "model: expected full attention in every layer, got linear_attention"),
+    ],
+)
+def test_models_that_it_would_get_wrong_are_refused(field, value, message):
+    model = random_llama()
+    setattr(model.config, field, value)
+    with pytest.raises(ValueError, match=message):
+        sliced(model)
 
 
 def test_an_image_that_the_model_has_no_positions_for_is_refused(adapter):

@@ -13,9 +13,14 @@ import pytest
 from PIL import Image
 
 from sjd2 import __version__
-from sjd2.cli import main
+from sjd2.cli import main as sjd2
 
 PROMPT = "a red coat on a yellow background"
+
+
+def main(arguments: list[str]) -> int:
+    """The command on the CPU, where its tokens are compared with those of the Python door."""
+    return sjd2([*arguments, "--device", "cpu"] if arguments[:1] == ["generate"] and "--device" not in arguments else arguments)
 
 
 def test_a_prompt_alone_writes_a_picture_named_after_it(tmp_path, monkeypatch, capsys):
@@ -51,6 +56,11 @@ def test_several_pictures_beside_one_file_name_are_numbered(tmp_path):
     assert Image.open(tmp_path / "x-0.png").size == (32, 32)
 
 
+def test_a_trailing_slash_means_a_folder(tmp_path):
+    assert main(["generate", "a bag", "-o", f"{tmp_path}/pictures.v2/", "--quiet", "--method", "jacobi"]) == 0
+    assert [path.name for path in (tmp_path / "pictures.v2").iterdir()] == ["000-a-bag-seed0.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,6 +74,10 @@ def test_several_pictures_beside_one_file_name_are_numbered(tmp_path):
         (["--upscale", "0"], "--upscale: expected"),
         (["--model", "/nowhere/at/all"], "model: expected a folder or a hub name"),
         (["-o", "picture.xyz"], "--output: expected a picture file"),
+        (["-o", "picture.psd"], "--output: expected a picture file"),
+        (["-o", "new/folder/picture.png", "--window", "0"], "window: expected"),
+        (["--device", "banana"], "device: expected one of cpu"),
+        (["--top-k", "99999999999999999999"], "top_k: expected"),
         (["-o", "taken/picture.png"], "--output: the folder taken cannot be made"),
         (["--json", "."], "--json: expected a file, . is a folder"),
         (["--json", "taken/figures.json"], "--json: the folder taken cannot be made"),
@@ -117,7 +131,7 @@ def test_info_names_versions_and_devices(capsys):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_with_one_line_and_no_file(tmp_path):
     command = [sys.executable, "-c", "import sys; from sjd2.cli import main; print('ready', flush=True); sys.exit(main())"]
-    command += ["generate", PROMPT, "--num-images", "4000", "-o", "pictures", "--json", "figures.json"]
+    command += ["generate", PROMPT, "--device", "cpu", "--num-images", "4000", "-o", "pictures", "--json", "figures.json"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     time.sleep(3)

@@ -63,6 +63,16 @@ def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(exact_pipe
     assert torch.equal(one_by_one.tokens, together.tokens)
 
 
+def test_tiny_temperatures_are_greedy(pipeline):
+    greedy = pipeline(PROMPT, temperature=0.0, method="jacobi").tokens
+    for temperature in (1e-12, 1e-30, 1e-45):
+        assert torch.equal(pipeline(PROMPT, temperature=temperature, method="jacobi").tokens, greedy)
+
+
+def test_ar_accepts_no_draft(pipeline):
+    assert pipeline(PROMPT, method="ar").reports[0].accepted_per_forward == 0
+
+
 def test_num_images_counts_seeds_up(pipeline):
     output = pipeline([PROMPT, "a bag"], num_images_per_prompt=2, seed=5, method="jacobi")
     assert [(report.prompt, report.seed) for report in output.reports] == [(PROMPT, 5), (PROMPT, 6), ("a bag", 7), ("a bag", 8)]
@@ -100,8 +110,12 @@ def test_words_the_model_does_not_know_are_named(pipeline):
         ({"temperature": -1.0}, "temperature: expected a finite number >= 0, got -1.0"),
         ({"top_k": -5}, "top_k: expected a whole number >= 0, got -5"),
         ({"top_p": 0.0}, "top_p: expected a number in"),
-        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number, got nan"),
-        ({"seed": -1}, "seed: expected numbers in"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a number between -1e6 and 1e6, got nan"),
+        ({"seed": -1}, "seed: expected a whole number in"),
+        ({"seed": 1.7}, "seed: expected a whole number in .*, got 1.7"),
+        ({"prompt": ["a bag", None]}, "prompt: expected text, got None"),
+        ({"num_images_per_prompt": 2.5}, "num_images_per_prompt: expected a whole number >= 1, got 2.5"),
+        ({"top_k": float("inf")}, "top_k: expected a whole number >= 0, got inf"),
         ({"seed": [1, 2]}, "seed: expected one number or 1 .one per image., got 2"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt: expected a whole number >= 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected a whole number >= 1, got 0"),
@@ -173,6 +187,19 @@ def test_damaged_folders_say_what_is_wrong(tmp_path, damage, message):
         TextToImagePipeline.from_pretrained(copy)
 
 
-def test_a_model_that_is_nowhere_is_not_found(tmp_path):
+@pytest.mark.parametrize("name", ["/nothing/here", "./nothing", "~/nothing", "a/b/c"])
+def test_a_model_that_is_nowhere_is_not_found(name):
     with pytest.raises(FileNotFoundError, match="model: expected a folder or a hub name"):
-        TextToImagePipeline.from_pretrained(tmp_path / "nothing" / "here")
+        TextToImagePipeline.from_pretrained(name)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"device: expected one of cpu.*, got '{device}'"):
+        TextToImagePipeline.from_pretrained(device=device)
+
+
+def test_tokens_can_be_written_to_and_drawn_again(pipeline):
+    output = pipeline(PROMPT)
+    output.tokens[0, 0] = 0
+    assert pipeline.adapter.images(output.tokens)[0].size == (32, 32)

@@ -138,8 +138,20 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(tmp_path):
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert stage(tmp_path / "killed") == expected
     rows = [json.loads(line) for line in (tmp_path / "killed" / "line.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, 41, 2))
     assert (rows[-1]["step"], rows[-1]["resumed"]) == (40, 1)
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_log_rows_past_the_checkpoint_and_cut_lines_are_written_again(tmp_path):
+    stage(tmp_path)
+    log, checkpoint = tmp_path / "line.jsonl", tmp_path / "line.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"step": 31}, checkpoint)
+    with log.open("a") as file:
+        file.write('{"step": 4')
+    stage(tmp_path)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(2, 41, 2))
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):

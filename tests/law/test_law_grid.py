@@ -24,6 +24,8 @@ CELLS = {
     "allowed": Cell(rows=ROWS, vocab_size=4, processing={"allowed": torch.tensor([True, False, True, True])}, seed=17),
     "long": Cell(rows=ROWS, vocab_size=3, count=6, groups=((2, 6, 0), (1, 5, 1), (5, 4, 2)), row_stride=3, seed=18),
 }
+# A grid wider than the window: what is above has often left it.
+CELLS["wide"] = Cell(rows=ROWS, count=6, row_stride=4, groups=((1, 6, 0), (3, 6, 1)), seed=19)
 LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact == "law"]
 
 
@@ -32,11 +34,11 @@ LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact == "law"]
 @pytest.mark.parametrize("cell", CELLS)
 def test_law(method, window, cell):
     p_values, variation = law_p_values(CELLS[cell], resolve_preset(method, window=window))
-    assert min(p_values) > FALSE_ALARM, f"p-values {p_values}, total variation {variation:.4f}"
+    assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"
 
 
 @pytest.mark.parametrize(("method", "initialisation"), itertools.product(LOSSLESS, INITIALISATIONS))
-@pytest.mark.parametrize("cell", ["plain", "ends", "long"])
+@pytest.mark.parametrize("cell", ["plain", "ends", "long", "wide"])
 def test_law_of_every_initialisation(method, initialisation, cell):
     p_values, variation = law_p_values(CELLS[cell], resolve_preset(method, window=3, initialisation=initialisation))
-    assert min(p_values) > FALSE_ALARM, f"p-values {p_values}, total variation {variation:.4f}"
+    assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"

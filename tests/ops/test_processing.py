@@ -82,6 +82,16 @@ def test_an_id_masked_in_either_branch_stays_masked():
     assert p[0, 0].tolist() == [0, 0, 1]
 
 
+def test_a_nan_is_not_hidden_by_a_masked_partner():
+    z = scaled_logits(torch.tensor([[[torch.nan, 0.0]]]), torch.tensor([[[-torch.inf, 0.0]]]), LogitsProcessing.create(1, guidance_scale=2.0))
+    assert z[0, 0, 0].isnan()
+
+
+def test_guidance_without_an_unconditional_branch_is_an_error():
+    with pytest.raises(ValueError, match=r"logits_uncond: expected shape .* because guidance_scale is not 1, got None"):
+        scaled_logits(torch.zeros(1, 1, 3), None, LogitsProcessing.create(1, guidance_scale=2.0))
+
+
 def test_guidance_scale_1_ignores_the_unconditional_branch():
     logits = torch.randn(1, 2, 5)
     p = probabilities(logits, torch.full_like(logits, torch.nan), LogitsProcessing.create(1, guidance_scale=1.0))
@@ -103,7 +113,7 @@ def test_half_precision_is_computed_in_float32_and_float64_stays(dtype):
         ("top_k", 2.5, "top_k: expected a whole number >= 0, got 2.5"),
         ("top_p", 0.0, r"top_p: expected a number in \(0, 1\], got 0.0"),
         ("top_p", 1.5, r"top_p: expected a number in \(0, 1\], got 1.5"),
-        ("guidance_scale", float("inf"), "guidance_scale: expected a finite number, got inf"),
+        ("guidance_scale", float("inf"), "guidance_scale: expected a number between -1e6 and 1e6, got inf"),
         ("top_k", [1, 2, 3], r"top_k: expected one value or 2 \(one per row\), got 3"),
         ("allowed", torch.zeros(4, dtype=torch.bool), "allowed: expected bool .* at least one id"),
     ],

@@ -50,6 +50,25 @@ def test_inverse_cdf_never_returns_an_id_without_mass(dtype):
     assert int(inverse_cdf(many[None], torch.tensor([1 - 2.0**-24], dtype=dtype))) <= 65_528
 
 
+def test_one_row_of_logits_serves_many_slots():
+    logits = torch.randn(2, 1, 50, generator=torch.Generator().manual_seed(0))
+    arguments = {"seeds": torch.tensor([1, 2]), "iteration": torch.tensor([3, 4]), "position": torch.arange(7).expand(2, 7)}
+    for purpose in (Purpose.DRAFT, Purpose.GUMBEL):
+        one = sample(logits, None, LogitsProcessing.create(2), purpose=purpose, **arguments)
+        assert torch.equal(one, sample(logits.expand(2, 7, 50), None, LogitsProcessing.create(2), purpose=purpose, **arguments))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_the_checked_path_names_the_row_and_the_unchecked_one_stays_in_range(bad):
+    logits = torch.zeros(2, 1, 3)
+    logits[1] = bad
+    zeros = torch.zeros(2, dtype=torch.int64)
+    arguments = {"seeds": zeros, "iteration": zeros, "position": zeros[:, None]}
+    assert 0 <= int(sample(logits, None, LogitsProcessing.create(2), **arguments)[1]) < 3
+    with pytest.raises(FloatingPointError, match=r"logits: expected finite values .* row 1"):
+        sample(logits, None, LogitsProcessing.create(2), check=True, **arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

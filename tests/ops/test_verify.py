@@ -121,6 +121,28 @@ def test_after_the_first_rejection_each_rule_does_its_own():
     assert not strict.kept[:, 1].any()
 
 
+@pytest.mark.parametrize("rule", [Rule.FRESH, Rule.GUMBEL_TAIL])
+def test_a_forced_slot_is_not_the_first_rejection(rule):
+    """Slots after a structural token still take the ratio test, although its own draft has no q."""
+    logits = torch.zeros(500, 2, 4)
+    processing = LogitsProcessing.create(500)
+    result = call(
+        logits,
+        rule=rule,
+        processing=processing,
+        drafts=torch.tensor([[3, 1]]).expand(500, 2),
+        q_row=torch.tensor([[Q_NONE, 1]]).expand(500, 2),
+        last=last_forward(logits, processing),
+        forced=torch.tensor([[3, -1]]).expand(500, 2),
+    )
+    assert result.kept.all()
+
+
+def test_a_draft_of_a_forward_that_is_not_given_has_no_q():
+    result = call(torch.zeros(50, 2, 4), q_row=torch.zeros(50, 2, dtype=torch.int64))
+    assert not result.kept.any()
+
+
 COMMITS = [
     # kept by force, clean, remaining, expected
     ([1, 1, 1, 1], [1, 1, 1, 1], 9, 4),
@@ -213,6 +235,7 @@ def test_strides_and_half_precision_make_no_difference():
     [
         ({"drafts": torch.zeros(1, 2, dtype=torch.int64)}, ValueError, r"drafts: expected shape \(1, 3\), got \(1, 2\)"),
         ({"forced": torch.zeros(1, 3, dtype=torch.int32)}, TypeError, "forced: expected dtype torch.int64, got torch.int32"),
+        ({"clean": torch.ones(1, 3)}, TypeError, "clean: expected dtype torch.bool, got torch.float32"),
         ({"processing": LogitsProcessing.create(2)}, ValueError, r"processing.temperature: expected shape \(1,\), got \(2,\)"),
         ({"rule": "nonsense"}, ValueError, "rule: expected one of fresh, coupled, .*, got 'nonsense'"),
     ],

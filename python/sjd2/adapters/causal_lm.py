@@ -1,14 +1,25 @@
-"""Drives any stock Hugging Face decoder-only language model: its own backbone forward, and the image rows of its own head."""
+"""Drives a stock Llama-type Hugging Face language model: its own backbone forward, and the image rows of its own head."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..cache import RaggedCache
 
 __all__ = ["SlicedCausalLM"]
+
+
+def _check_config(config: PretrainedConfig) -> None:
+    """Refuse what the head's product alone, or one mask for all layers, would get wrong."""
+    for field in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(config, field, None) not in (None, 1, 1.0):
+            raise ValueError(f"model: expected logits that are the head's product, got {field} = {getattr(config, field)}")
+    layers = getattr(config, "layer_types", None) or ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
+    others = sorted(set(layers) - {"full_attention"})
+    if others:
+        raise ValueError(f"model: expected full attention in every layer, got {', '.join(others)}")
 
 
 class SlicedCausalLM:
@@ -21,6 +32,7 @@ class SlicedCausalLM:
         attention = model.config._attn_implementation
         if attention not in ("sdpa", "eager"):  # FlashAttention takes no mask, and a ragged window needs one
             raise ValueError(f"model: expected attn_implementation sdpa or eager, got {attention}")
+        _check_config(model.config.get_text_config(decoder=True))
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
         self.device, self.dtype = model.device, model.dtype
         self._embedding = model.get_input_embeddings()

@@ -22,7 +22,7 @@ def _local_folder(model: str | Path) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
-    if folder.exists() or len(folder.parts) > 2 or folder.is_absolute():
+    if folder.exists() or len(folder.parts) > 2 or str(model).startswith((".", "~", "/")):
         raise FileNotFoundError(f"model: expected a folder or a hub name, got {str(model)!r}")
     from huggingface_hub import snapshot_download
 
@@ -30,6 +30,17 @@ def _local_folder(model: str | Path) -> Path:
         return Path(snapshot_download(str(model)))
     except Exception as error:  # no network, no such repository, no access: each its own kind
         raise FileNotFoundError(f"model: {str(model)!r} is no folder here and could not be fetched from the hub: {error}") from error
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        found = None
+    if found is None or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device: expected one of {', '.join(available)}, got {str(device)!r}")
+    return found
 
 
 def _adapter_name(config: PretrainedConfig) -> str:
@@ -49,10 +60,10 @@ def load_adapter(model: str | Path | None, *, device: torch.device | str | None 
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: damaged files, or a model that no adapter exists for.
+        ValueError: a device that is not there, damaged files, or a model that no adapter exists for.
     """
     folder = EMBEDDED_MODEL if model is None else _local_folder(model)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = _device(device)
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     try:

@@ -77,4 +77,4 @@ class TinyScenesAdapter(SlicedCausalLM):
 
     def pixels(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 ``[B, 3, 32, 32]`` in [-1, 1] of token sequences ``[B, 256]``."""
-        return self.tokenizer.decode(tokens.reshape(-1, *self.grid))
+        return self.tokenizer.decode(tokens.to(self.device).reshape(-1, *self.grid))

@@ -15,7 +15,6 @@ __all__ = ["RaggedCache"]
 class _RaggedLayer(CacheLayerMixin):
     """One layer's buffers ``[R, H, S, D]``, allocated at the first update from the shapes the model passes."""
 
-    is_compileable = True
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -76,6 +75,11 @@ class RaggedCache(Cache):
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
         self.lengths += counts
+
+    def reset(self) -> None:
+        """Forget everything, buffers and lengths."""
+        super().reset()
+        self.lengths.zero_()
 
     def positions(self, window: int) -> torch.Tensor:
         """Sequence positions ``[R, W]`` of the next ``window`` inputs."""

@@ -40,6 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # RuntimeError: how PyTorch reports, out of memory among others
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1

@@ -20,19 +20,21 @@ def _slug(prompt: str) -> str:
 
 
 def _check_writable(path: Path, argument: str) -> None:
-    """Raise before the work starts what writing would raise after it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"{argument}: the folder {path.parent} cannot be made: {error.strerror}") from error
+    """Raise before the work starts what writing would raise after it. Makes nothing: the work may still fail."""
     if path.is_dir():
         raise OSError(f"{argument}: expected a file, {path} is a folder")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OSError(f"{argument}: the folder {path.parent} cannot be made: {folder} is a file")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OSError(f"{argument}: {path} cannot be written")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a path beside ``path`` (same suffix) and move the result into place."""
+    """Call ``write`` with a path beside ``path`` (same suffix) and move the result into place; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(scratch)
@@ -66,7 +68,7 @@ class PictureFiles:
         self.upscale = upscale
         self.paths = self._paths(output, prompts, seed)
         for path in self.paths:
-            if path.suffix.lower() not in Image.registered_extensions():
+            if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
                 raise ValueError(f"--output: expected a picture file such as {path.stem}.png, got {path.name}")
             _check_writable(path, "--output")
 
@@ -74,7 +76,7 @@ class PictureFiles:
     def _paths(output: str | None, prompts: list[str], seed: int) -> list[Path]:
         single = len(prompts) == 1
         folder = Path(output or ".")
-        if output is not None and folder.suffix and not folder.is_dir():
+        if output is not None and folder.suffix and not folder.is_dir() and not output.endswith(("/", os.sep)):
             return [folder] if single else [folder.with_name(f"{folder.stem}-{index}{folder.suffix}") for index in range(len(prompts))]
         if output is None and single:
             return [folder / f"{_slug(prompts[0])}.png"]

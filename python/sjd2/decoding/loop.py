@@ -77,7 +77,7 @@ def _per_model_row(values: torch.Tensor, plan: _Plan) -> torch.Tensor:
     return torch.cat([values, values]) if plan.guided else values
 
 
-def _begin(plan: _Plan, prompt: Prompt) -> tuple[_WindowState, RaggedCache]:
+def _begin(plan: _Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[_WindowState, RaggedCache]:
     """Run the prompt but for its last input, and fill the first window with drafts."""
     layout, window = plan.layout, plan.preset.window
     batch, count = layout.forced.shape
@@ -85,7 +85,8 @@ def _begin(plan: _Plan, prompt: Prompt) -> tuple[_WindowState, RaggedCache]:
     device = prompt.embeds.device
     cache = plan.model.new_cache(rows, width - 1 + count + window)
     if width > 1:
-        plan.model.forward(prompt.embeds[:, :-1], cache)
+        with stopwatch:
+            plan.model.forward(prompt.embeds[:, :-1], cache)
         cache.commit(prompt.lengths - 1)
     tail = prompt.embeds[torch.arange(rows, device=device), prompt.lengths - 1][:, None]
 
@@ -128,7 +129,8 @@ def _advance(plan: _Plan, state: _WindowState, cache: RaggedCache, last: LastFor
     forced_now = layout.forced_at(_slots(start, window))
     slot = torch.arange(window, device=count.device)
     newly = slot < count[:, None]
-    state.accepted = state.accepted + (newly & result.kept & (forced_now < 0)).sum(1)
+    # The last draft was not fed: whether it survives saves nothing.
+    state.accepted = state.accepted + (newly & result.kept & (forced_now < 0) & (slot < window - 1)).sum(1)
     state.tokens.scatter_(1, _slots(start, window), torch.where(newly, result.tokens, 0))
     state.committed = start + count
     ended = (newly & (result.tokens == layout.end_id)).any(1)
@@ -193,7 +195,37 @@ def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
         yield iteration, iteration % poll_every == 0 or iteration == limit
 
 
-@torch.inference_mode()
+def _run(plan: _Plan, prompt: Prompt, callback: Callable[[Progress], None] | None, poll_every: int) -> DecodeResult:
+    """Iterate until every row is finished."""
+    batch, count = plan.layout.forced.shape
+    started = time.perf_counter()
+    stopwatch = Stopwatch(plan.seeds.device)
+    finished_at: dict[int, tuple[float, float]] = {}
+    state, cache = _begin(plan, prompt, stopwatch)
+    for iteration, look in _iterations(count, poll_every):
+        _iterate(plan, state, cache, stopwatch)
+        if callback is not None:
+            callback(Progress(iteration, state.committed, plan.layout.lengths, state.tokens[:, :count]))
+        if look:
+            remaining, invalid = torch.stack([state.remaining, state.invalid.long()]).tolist()
+            if any(invalid):
+                raise FloatingPointError(
+                    f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
+                    f"distribution in row {invalid.index(1)} within iteration {iteration}"
+                )
+            now = time.perf_counter() - started, stopwatch.seconds()
+            for row, left in enumerate(remaining):
+                if left == 0:
+                    finished_at.setdefault(row, now)
+            if len(finished_at) == batch:
+                break
+    tokens, forwards, accepted = torch.stack([state.committed, state.iteration, state.accepted]).tolist()
+    return DecodeResult(
+        tokens=state.tokens[:, :count],
+        rows=[RowReport(tokens[row], forwards[row], accepted[row], *finished_at[row]) for row in range(batch)],
+    )
+
+
 def decode(
     model: DecodableModel,
     prompt: Prompt,
@@ -218,7 +250,7 @@ def decode(
         poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
     """
     batch, count = layout.forced.shape
@@ -227,32 +259,16 @@ def decode(
         raise ValueError(f"prompt: expected {batch} rows, or {2 * batch} with guidance, got {rows}")
     if seeds.shape != (batch,):
         raise ValueError(f"seeds: expected shape ({batch},), got {tuple(seeds.shape)}")
-    plan = _Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
+    if int(layout.lengths.max()) > count:
+        raise ValueError(f"layout.lengths: expected at most {count} (the width of layout.forced), got {int(layout.lengths.max())}")
+    if rows == batch and processing.uses_guidance:
+        raise ValueError(f"prompt: guidance needs {2 * batch} rows, conditional and unconditional, got {rows}")
     if poll_every is None:
         poll_every = 1 if seeds.device.type == "cpu" else 8
-    started = time.perf_counter()
-    stopwatch = Stopwatch(seeds.device)
-    finished_at: dict[int, tuple[float, float]] = {}
-    state, cache = _begin(plan, prompt)
-    for iteration, look in _iterations(count, poll_every):
-        _iterate(plan, state, cache, stopwatch)
-        if callback is not None:
-            callback(Progress(iteration, state.committed, layout.lengths, state.tokens[:, :count]))
-        if look:
-            remaining, invalid = torch.stack([state.remaining, state.invalid.long()]).tolist()
-            if any(invalid):
-                raise FloatingPointError(
-                    f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
-                    f"distribution in row {invalid.index(1)} within iteration {iteration}"
-                )
-            now = time.perf_counter() - started, stopwatch.seconds()
-            for row, left in enumerate(remaining):
-                if left == 0:
-                    finished_at.setdefault(row, now)
-            if len(finished_at) == batch:
-                break
-    tokens, forwards, accepted = torch.stack([state.committed, state.iteration, state.accepted]).tolist()
-    return DecodeResult(
-        tokens=state.tokens[:, :count].clone(),
-        rows=[RowReport(tokens[row], forwards[row], accepted[row], *finished_at[row]) for row in range(batch)],
-    )
+    elif poll_every < 1:
+        raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
+    plan = _Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
+    with torch.inference_mode():
+        result = _run(plan, prompt, callback, poll_every)
+    # A copy made out here is an ordinary tensor that the caller may write to.
+    return DecodeResult(result.tokens.clone(), result.rows)

@@ -18,7 +18,7 @@ class Progress:
         iteration: forwards so far (prefill not counted).
         committed: int64 ``[B]``, final tokens per row.
         totals: int64 ``[B]``, tokens per row when finished.
-        tokens: int64 ``[B, N]``, valid below ``committed``.
+        tokens: int64 ``[B, N]``, valid below ``committed``; a view that the next iteration writes to.
     """
 
     iteration: int
@@ -34,9 +34,9 @@ class RowReport:
     Attributes:
         tokens: number of tokens committed.
         forwards: forwards until the row was finished; prefill not counted.
-        accepted: committed tokens that were accepted drafts (structural tokens not counted).
+        accepted: committed tokens that were drafts, fed to the model and kept (structural tokens not counted).
         seconds: from the start of decoding until the host saw the row finished; rows of a batch share the time.
-        forward_seconds: of those, spent in the model's forward.
+        forward_seconds: of those, spent in the model's forward, prefill included.
     """
 
     tokens: int

@@ -46,7 +46,7 @@ class GarmentClassifier(nn.Module):
 
 def _nearest_colour(rgb: torch.Tensor) -> torch.Tensor:
     """Index into ``COLOURS`` of the nearest palette entry; ``rgb [..., 3]`` in [0, 255]."""
-    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=rgb.device)
     return torch.cdist(rgb.float(), palette).argmin(-1)
 
 
@@ -62,11 +62,11 @@ def garment_colour(pixels: torch.Tensor) -> torch.Tensor:
     Shading darkens a garment's pixels, so each is compared with every tint at the shades that scenes use.
     """
     rgb = (pixels.flatten(2).transpose(1, 2) + 1) * 127.5
-    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
-    grey = torch.linspace(0.3, 1, 8)
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=rgb.device)
+    grey = torch.linspace(0.3, 1, 8, device=rgb.device)
     shades = palette[:, None] * (0.5 + 0.5 * grey[:, None]) + 24 * grey[:, None]
     nearest = torch.cdist(rgb.float(), shades.flatten(0, 1)).argmin(-1) // len(grey)
-    votes = torch.zeros(len(rgb), len(palette)).scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32))
+    votes = rgb.new_zeros(len(rgb), len(palette)).scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32))
     flat = _nearest_colour(rgb)
     background = background_colour(pixels)
     # Pixels of the flat background vote for nothing.

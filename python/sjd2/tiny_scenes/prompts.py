@@ -66,7 +66,7 @@ def caption(garment: str, colour: str | None = None, background: str | None = No
 
 
 def held_out_prompts(count: int | None = None) -> list[str]:
-    """Captions of held-out pairs on every other background colour: 220 prompts, or ``count`` of them spread evenly.
+    """Captions of held-out pairs on every other background colour: 220 prompts, or the first ``count`` of them.
 
     The order is a fixed shuffle, so that any prefix covers garments and colours alike.
     """

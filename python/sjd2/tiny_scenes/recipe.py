@@ -36,7 +36,7 @@ class Schedule:
 
 
 def autocast(device: torch.device) -> Any:
-    """bfloat16 where the device multiplies it fast, otherwise nothing."""
+    """bfloat16 on every device that PyTorch multiplies it on, otherwise nothing."""
     if device.type == "cpu" and not torch.backends.mkldnn.is_available():
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
@@ -54,6 +54,20 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     scratch = path.with_suffix(".partial")
     torch.save(state, scratch)
     os.replace(scratch, path)
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop log rows past the checkpoint, and a line that a kill cut short: the resumed run writes them again."""
+    kept = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    scratch = log.with_suffix(".partial")
+    scratch.write_text("".join(kept))
+    os.replace(scratch, log)
 
 
 def run_stage(
@@ -94,6 +108,7 @@ def run_stage(
         if state["step"] == schedule.steps:
             return json.loads(log.read_text().splitlines()[-1])
         step, seconds, resumed = state["step"], state["seconds"], state["resumed"] + 1
+        _forget_after(log, step)
         print(f"{name}: resumed at step {step} of {schedule.steps}", flush=True)
 
     def save() -> None:

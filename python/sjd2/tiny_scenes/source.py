@@ -58,8 +58,11 @@ def _fetch_debian_package(folder: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", str(package), scratch], check=True)
         unpacked = Path(scratch) / SYSTEM_FOLDER.relative_to("/")
         _verify(unpacked)
+        # Copied beside its place and moved there whole: an interrupted copy is not taken for the photos.
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(unpacked, folder, dirs_exist_ok=True)
+        arriving = Path(tempfile.mkdtemp(dir=folder.parent))
+        shutil.copytree(unpacked, arriving, dirs_exist_ok=True)
+        arriving.rename(folder)
 
 
 def find_photos(folder: str | Path | None = None) -> Path:
