@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-full bench lint clean
+.PHONY: setup demo test test-full test-oldest bench card lint clean
 
 setup: $(VENV)/.installed
 
@@ -14,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find sjd2_ke
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -29,8 +30,22 @@ test: setup
 test-full: setup
 	$(BIN)/pytest
 
+# The oldest Transformers that pyproject.toml admits.
+test-oldest:
+	rm -rf build
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
+	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/embedded/test_cli.py
+
+# Figures of every method on the embedded model, stored, and the README's tables written from them.
 bench: setup
-	$(BIN)/python benchmarks/embedded_model.py
+	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
+	$(BIN)/python benchmarks/tables.py
+
+# The embedded model's card, from the shipped weights; fetches the photos if need be.
+card: setup
+	$(BIN)/python -m sjd2.tiny_scenes.card --out docs
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,4 +53,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) $(OLDEST) build out *.egg-info

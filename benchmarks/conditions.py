@@ -30,7 +30,7 @@ def _processor() -> str:
         return platform.processor() or "unknown"
 
 
-def conditions() -> dict[str, str]:
-    """Date, commit, machine and versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, {torch.get_num_threads()} threads"
+def conditions(on: str) -> dict[str, str]:
+    """Date, commit, machine and versions of a measurement on device ``on``."""
+    device = torch.cuda.get_device_name(on) if on.startswith("cuda") else f"{_processor()}, {torch.get_num_threads()} threads"
     return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device, **collect()}

@@ -40,7 +40,7 @@ class Judge:
 
     def __call__(self, prompts: list[str], tokens: torch.Tensor) -> dict[str, float]:
         """Of the pictures of ``tokens [N, 256]``, made of ``prompts``."""
-        pixels = self.pipeline.adapter.pixels(tokens)
+        pixels = self.pipeline.adapter.pixels(tokens).cpu()
         wanted = [parse_prompt(prompt) for prompt in prompts]
         colours = list(COLOURS)
 
@@ -104,16 +104,17 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=8, help="images timed per setting (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="a TinyScenes folder (default: the embedded one)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
-    pipeline = TextToImagePipeline.from_pretrained(options.model)
+    pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
     training = json.loads((options.model / "training_log.json").read_text())["model"][-1]
     print(
         f"held-out NLL {training['held_out_pairs_nll']:.3f} nats per token, entropy {training['held_out_pairs_entropy']:.3f}; "
         f"guidance {options.guidance_scale}, {options.prompts} held-out prompts"
     )
     figures = {
-        "conditions": conditions(),
+        "conditions": conditions(options.device),
         "model": {
             name: training[name] for name in ("held_out_photos_nll", "held_out_photos_entropy", "held_out_pairs_nll", "held_out_pairs_entropy")
         },

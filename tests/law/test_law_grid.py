@@ -37,7 +37,7 @@ def test_law(method, window, cell):
     assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"
 
 
-@pytest.mark.parametrize(("method", "initialisation"), itertools.product(LOSSLESS, INITIALISATIONS))
+@pytest.mark.parametrize(("method", "initialisation"), list(itertools.product(LOSSLESS, INITIALISATIONS)))
 @pytest.mark.parametrize("cell", ["plain", "ends", "long", "wide"])
 def test_law_of_every_initialisation(method, initialisation, cell):
     p_values, variation = law_p_values(CELLS[cell], resolve_preset(method, window=3, initialisation=initialisation))
