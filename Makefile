@@ -28,7 +28,7 @@ test: setup
 	$(BIN)/pytest -m "not full"
 
 test-full: setup
-	$(BIN)/pytest
+	HYPOTHESIS_PROFILE=full $(BIN)/pytest
 
 # The oldest Transformers that pyproject.toml admits.
 test-oldest:

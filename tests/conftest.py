@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 
 from sjd2 import TextToImagePipeline
+
+# `make test-full` sets HYPOTHESIS_PROFILE=full.
+settings.register_profile("quick", max_examples=150, deadline=None)
+settings.register_profile("full", max_examples=34_000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -38,7 +38,6 @@ def cases(draw):
     return torch.tensor(logits, dtype=torch.float64), allowed if draw(st.booleans()) else None, rows
 
 
-@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_agrees_with_the_slow_definition(case):
     logits, allowed, rows = case

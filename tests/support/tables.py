@@ -61,7 +61,7 @@ class TableModel:
 def target(logits: np.ndarray, uncond: np.ndarray | None, *, guidance_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, allowed=None) -> np.ndarray:
     """The target distribution of one row, written the slow and obvious way."""
     z = logits.astype(float)
-    if uncond is not None:
+    if uncond is not None and guidance_scale != 1:
         z = uncond + guidance_scale * (z - uncond)
     if allowed is not None:
         z = np.where(allowed, z, -np.inf)

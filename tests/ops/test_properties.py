@@ -1,0 +1,124 @@
+"""What holds for ``verify`` and ``sample`` whatever the shapes, dtypes, strides and settings. ``make test-full`` tries 100,000 cases."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sjd2_kernels import Q_NONE, Q_POINT, Q_UNIFORM, LastForward, LogitsProcessing, Purpose, Rule, sample, verify
+from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
+
+
+@st.composite
+def windows(draw):
+    """A random call of ``verify``: (logits, uncond, processing, arguments without a rule)."""
+    batch, window, vocab = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+    guided = draw(st.booleans())
+
+    def logits() -> torch.Tensor:
+        values = torch.randn(batch, window, 2 * vocab, generator=generator) * draw(st.sampled_from([0.1, 1.0, 8.0]))
+        if draw(st.booleans()):
+            values = values.round()  # ties
+        strided = values.to(dtype)[..., ::2]
+        if vocab > 1 and draw(st.booleans()):
+            strided[..., 0] = -torch.inf
+        return strided
+
+    def rows(values):
+        return [draw(st.sampled_from(values)) for _ in range(batch)]
+
+    allowed = None
+    if vocab > 2 and draw(st.booleans()):
+        allowed = torch.rand(vocab, generator=generator) < 0.5
+        allowed[1] = True
+    processing = LogitsProcessing.create(
+        batch,
+        guidance_scale=rows([0.5, 1.0, 3.0]) if guided else 1.0,
+        temperature=rows([0.0, 0.3, 1.0, 4.0]),
+        top_k=rows([0, 1, 2, 50]),
+        top_p=rows([0.2, 0.9, 1.0]),
+        allowed=allowed,
+    )
+    now, now_uncond, before, before_uncond = logits(), logits(), logits(), logits()
+    last_z = scaled_logits(before, before_uncond if guided else None, processing)
+    last = LastForward(before, before_uncond if guided else None, row_statistics(last_z, processing))
+    q_row = torch.tensor([[draw(st.sampled_from([Q_NONE, Q_UNIFORM, Q_POINT, *range(window)])) for _ in range(window)] for _ in range(batch)])
+    forced = torch.where(torch.rand(batch, window, generator=generator) < 0.2, torch.randint(vocab, (batch, window), generator=generator), -1)
+    drafts = torch.randint(vocab, (batch, window), generator=generator)
+    arguments = {
+        "drafts": torch.where(forced >= 0, forced, drafts),
+        "q_row": q_row,
+        "last": last,
+        "clean": torch.rand(batch, window, generator=generator) < 0.9,
+        "forced": forced,
+        "remaining": torch.randint(0, window + 2, (batch,), generator=generator),
+        "seeds": torch.randint(0, 2**62, (batch,), generator=generator),
+        "iteration": torch.randint(0, 1000, (batch,), generator=generator),
+        "position": torch.randint(0, 10_000, (batch,), generator=generator),
+        "end_id": draw(st.sampled_from([-1, 0, vocab - 1])),
+    }
+    return now, now_uncond if guided else None, processing, arguments
+
+
+@given(windows(), st.sampled_from(list(Rule)))
+def test_verify(case, rule):
+    logits, uncond, processing, arguments = case
+    result = verify(logits, uncond, processing, rule=rule, **arguments)
+    tokens, kept, committed = result.tokens, result.kept, result.committed
+    free = arguments["forced"] < 0
+    remaining, clean = arguments["remaining"], arguments["clean"]
+
+    assert torch.equal(tokens[~free], arguments["forced"][~free])
+    assert torch.equal(tokens[kept], arguments["drafts"][kept]), "a kept draft is the token"
+    z = scaled_logits(logits, uncond, processing)
+    p = log_probabilities(z, row_statistics(z, processing)).exp()
+    possible = p.gather(-1, tokens[..., None]).squeeze(-1) > 0
+    tiny = 1e-30  # an id whose probability underflows may be kept, never drawn
+    assert (possible | ~free | (p.amax(-1) < tiny)).all(), "every token is one that AR sampling could draw"
+
+    assert ((committed >= 1) == (remaining > 0)).all(), "an unfinished row always moves"
+    assert (committed <= torch.minimum(remaining, torch.full_like(remaining, tokens.shape[1]))).all()
+    for row in range(len(tokens)):
+        before_last = range(int(committed[row]) - 1)
+        assert all(kept[row, slot] and clean[row, slot] for slot in before_last), "all but the last were kept and fed clean"
+        assert all(tokens[row, slot] != arguments["end_id"] for slot in before_last), "nothing follows an end"
+    assert not result.invalid.any()
+
+    again = verify(logits, uncond, processing, rule=rule, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(result[:3], again[:3], strict=True))
+    plain = verify(logits.clone().contiguous(), uncond, processing, rule=rule, **arguments)
+    assert torch.equal(plain.tokens, tokens), "strides do not matter"
+
+
+@given(windows())
+def test_rules_agree_up_to_the_first_rejection(case):
+    logits, uncond, processing, arguments = case
+    coupled, *others = (
+        verify(logits, uncond, processing, rule=rule, **arguments) for rule in (Rule.COUPLED, Rule.FRESH, Rule.GUMBEL_TAIL, Rule.KEEP_RATIO)
+    )
+    rejected = (~coupled.kept).long()
+    head = rejected.cumsum(1) - rejected == 0
+    for other in others:
+        assert torch.equal(other.tokens[head], coupled.tokens[head])
+        assert torch.equal(other.kept[head], coupled.kept[head])
+        assert torch.equal(other.committed, coupled.committed)
+    tail = ~head & (arguments["forced"] < 0)
+    assert not others[0].kept[tail].any()
+    assert not others[1].kept[tail].any()
+
+
+@given(windows(), st.sampled_from([Purpose.DRAFT, Purpose.GUMBEL]))
+def test_sample(case, purpose):
+    logits, uncond, processing, arguments = case
+    position = arguments["position"][:, None] + torch.arange(logits.shape[1])
+    settings = {"seeds": arguments["seeds"], "iteration": arguments["iteration"], "position": position, "purpose": purpose}
+    tokens = sample(logits, uncond, processing, check=True, **settings)
+    z = scaled_logits(logits, uncond, processing)
+    log_p = log_probabilities(z, row_statistics(z, processing))
+    assert (log_p.gather(-1, tokens[..., None]) > -torch.inf).all()
+    frozen = verify(logits, uncond, processing, rule=Rule.GUMBEL, **(arguments | {"forced": torch.full_like(tokens, -1)})).tokens
+    if purpose is Purpose.GUMBEL:
+        assert torch.equal(tokens, frozen), "ar and jacobi draw the same token from the same logits"
