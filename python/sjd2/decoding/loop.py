@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing, Verification, verify
+from sjd2_kernels import LastForward, LogitsProcessing, Verification, verify
 
 from ..cache import RaggedCache
-from .initialisation import fresh_drafts, uniform_drafts
+from .initialisation import fresh_drafts
 from .layout import TokenLayout
 from .model import DecodableModel, Prompt
 from .presets import Preset
+from .state import Plan, WindowState, begin, per_model_row, slots
 from .statistics import Progress, RowReport, Stopwatch
 
 __all__ = ["DecodeResult", "decode"]
@@ -39,99 +40,26 @@ class DecodeResult:
     rows: list[RowReport]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What stays the same during a run."""
-
-    model: DecodableModel
-    layout: TokenLayout
-    processing: LogitsProcessing
-    preset: Preset
-    seeds: torch.Tensor
-    guided: bool
-
-
-@dataclass
-class _WindowState:
-    """What an iteration reads and writes; every tensor has a row per image (``tail`` and the cache a row per model row)."""
-
-    tokens: torch.Tensor  # int64 [B, N + W], committed below `committed`
-    committed: torch.Tensor  # int64 [B]
-    remaining: torch.Tensor  # int64 [B], 0 once the row is finished
-    drafts: torch.Tensor  # int64 [B, W]
-    q_row: torch.Tensor  # int64 [B, W], where each draft came from
-    tail: torch.Tensor  # [R, 1, D], input embedding of the newest committed token
-    last: LastForward | None
-    iteration: torch.Tensor  # int64 [B], the row's forwards
-    accepted: torch.Tensor  # int64 [B]
-    invalid: torch.Tensor  # bool [B]
-
-
-def _slots(start: torch.Tensor, window: int) -> torch.Tensor:
-    """Absolute positions ``[B, W]`` of the slots that follow ``start`` tokens."""
-    return start[:, None] + torch.arange(window, device=start.device)
-
-
-def _per_model_row(values: torch.Tensor, plan: _Plan) -> torch.Tensor:
-    """Repeat a per-image tensor for the unconditional branch, which shares drafts and commits."""
-    return torch.cat([values, values]) if plan.guided else values
-
-
-def _begin(plan: _Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[_WindowState, RaggedCache]:
-    """Run the prompt but for its last input, and fill the first window with drafts."""
-    layout, window = plan.layout, plan.preset.window
-    batch, count = layout.forced.shape
-    rows, width, _ = prompt.embeds.shape
-    device = prompt.embeds.device
-    cache = plan.model.new_cache(rows, width - 1 + count + window)
-    if width > 1:
-        with stopwatch:
-            plan.model.forward(prompt.embeds[:, :-1], cache)
-        cache.commit(prompt.lengths - 1)
-    tail = prompt.embeds[torch.arange(rows, device=device), prompt.lengths - 1][:, None]
-
-    zeros = torch.zeros(batch, dtype=torch.int64, device=device)
-    positions = _slots(zeros, window)
-    if plan.preset.initialisation == "none":
-        drafts, q_row = torch.zeros_like(positions), torch.full_like(positions, Q_NONE)
-    else:  # there is nothing to the left or above yet
-        drafts, q_row = uniform_drafts(plan.processing, plan.model.vocab_size, plan.seeds, zeros, positions)
-    forced = layout.forced_at(positions)
-    state = _WindowState(
-        tokens=torch.zeros(batch, count + window, dtype=torch.int64, device=device),
-        committed=zeros,
-        remaining=layout.lengths,
-        drafts=torch.where(forced >= 0, forced, drafts),
-        q_row=q_row,
-        tail=tail,
-        last=None,
-        iteration=zeros,
-        accepted=zeros,
-        invalid=torch.zeros(batch, dtype=torch.bool, device=device),
-    )
-    return state, cache
-
-
-def _forward(plan: _Plan, state: _WindowState, cache: RaggedCache) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _forward(plan: Plan, state: WindowState, cache: RaggedCache) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Conditional and unconditional logits ``[B, W, V]`` of the window; the last draft is predicted, not fed."""
     inputs = plan.model.embed(state.drafts[:, :-1])
-    logits = plan.model.forward(torch.cat([state.tail, _per_model_row(inputs, plan)], dim=1), cache)
+    logits = plan.model.forward(torch.cat([state.tail, per_model_row(inputs, plan)], dim=1), cache)
     if not plan.guided:
         return logits, None
     batch = len(state.drafts)
     return logits[:batch], logits[batch:]
 
 
-def _advance(plan: _Plan, state: _WindowState, cache: RaggedCache, last: LastForward, result: Verification) -> None:
+def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForward, result: Verification) -> None:
     """Commit what ``verify`` found final, shift the window over it, and let fresh drafts in on the right."""
     window, layout = plan.preset.window, plan.layout
     count, start = result.committed, state.committed
-    forced_now = layout.forced_at(_slots(start, window))
+    forced_now = layout.forced_at(slots(start, window))
     slot = torch.arange(window, device=count.device)
     newly = slot < count[:, None]
     # The last draft was not fed: whether it survives saves nothing.
     state.accepted = state.accepted + (newly & result.kept & (forced_now < 0) & (slot < window - 1)).sum(1)
-    state.tokens.scatter_(1, _slots(start, window), torch.where(newly, result.tokens, 0))
+    state.tokens.scatter_(1, slots(start, window), torch.where(newly, result.tokens, 0))
     state.committed = start + count
     ended = (newly & (result.tokens == layout.end_id)).any(1)
     state.remaining = torch.where(ended, 0, state.remaining - count)
@@ -140,7 +68,7 @@ def _advance(plan: _Plan, state: _WindowState, cache: RaggedCache, last: LastFor
     source = slot + count[:, None]
     survives = source < window
     source = source.clamp(max=window - 1)
-    positions = _slots(state.committed, window)
+    positions = slots(state.committed, window)
     forced = layout.forced_at(positions)
     drafts, q_row = fresh_drafts(
         plan.preset.initialisation,
@@ -161,11 +89,11 @@ def _advance(plan: _Plan, state: _WindowState, cache: RaggedCache, last: LastFor
     state.iteration = state.iteration + (count > 0)
 
     newest = result.tokens.gather(1, (count - 1).clamp(min=0)[:, None])
-    state.tail = _per_model_row(plan.model.embed(newest), plan)
-    cache.commit(_per_model_row(count, plan))
+    state.tail = per_model_row(plan.model.embed(newest), plan)
+    cache.commit(per_model_row(count, plan))
 
 
-def _iterate(plan: _Plan, state: _WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
+def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
     """One iteration of the module's scheme."""
     with stopwatch:
         logits, logits_uncond = _forward(plan, state, cache)
@@ -178,7 +106,7 @@ def _iterate(plan: _Plan, state: _WindowState, cache: RaggedCache, stopwatch: St
         q_row=state.q_row,
         last=state.last,
         clean=torch.ones_like(state.drafts, dtype=torch.bool),
-        forced=plan.layout.forced_at(_slots(state.committed, plan.preset.window)),
+        forced=plan.layout.forced_at(slots(state.committed, plan.preset.window)),
         remaining=state.remaining,
         seeds=plan.seeds,
         iteration=state.iteration,
@@ -195,13 +123,13 @@ def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
         yield iteration, iteration % poll_every == 0 or iteration == limit
 
 
-def _run(plan: _Plan, prompt: Prompt, callback: Callable[[Progress], None] | None, poll_every: int) -> DecodeResult:
+def _run(plan: Plan, prompt: Prompt, callback: Callable[[Progress], None] | None, poll_every: int) -> DecodeResult:
     """Iterate until every row is finished."""
     batch, count = plan.layout.forced.shape
     started = time.perf_counter()
     stopwatch = Stopwatch(plan.seeds.device)
     finished_at: dict[int, tuple[float, float]] = {}
-    state, cache = _begin(plan, prompt, stopwatch)
+    state, cache = begin(plan, prompt, stopwatch)
     for iteration, look in _iterations(count, poll_every):
         _iterate(plan, state, cache, stopwatch)
         if callback is not None:
@@ -267,7 +195,7 @@ def decode(
         poll_every = 1 if seeds.device.type == "cpu" else 8
     elif poll_every < 1:
         raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
-    plan = _Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
+    plan = Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
     with torch.inference_mode():
         result = _run(plan, prompt, callback, poll_every)
     # A copy made out here is an ordinary tensor that the caller may write to.
