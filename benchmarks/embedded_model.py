@@ -11,13 +11,11 @@ import json
 import statistics
 from pathlib import Path
 
-import torch
-
 from conditions import conditions
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
-from sjd2.tiny_scenes.judge import GarmentClassifier, background_colour, garment_colour
-from sjd2.tiny_scenes.prompts import COLOURS, GARMENTS, held_out_prompts, parse_prompt
+from sjd2.tiny_scenes.judge import Judge
+from sjd2.tiny_scenes.prompts import held_out_prompts
 
 WINDOWS = (8, 16, 32, 64)
 
@@ -32,35 +30,14 @@ def settings(windows: tuple[int, ...]) -> list[tuple[str, int]]:
     return [("ar", 1)] + [(method, window) for method in PRESETS if method != "ar" for window in windows]
 
 
-class Judge:
-    """Shares of pictures that show what the prompt says."""
-
-    def __init__(self, pipeline: TextToImagePipeline, folder: Path):
-        self.pipeline, self.classifier = pipeline, GarmentClassifier.from_pretrained(folder)
-
-    def __call__(self, prompts: list[str], tokens: torch.Tensor) -> dict[str, float]:
-        """Of the pictures of ``tokens [N, 256]``, made of ``prompts``."""
-        pixels = self.pipeline.adapter.pixels(tokens).cpu()
-        wanted = [parse_prompt(prompt) for prompt in prompts]
-        colours = list(COLOURS)
-
-        def right(found: torch.Tensor, part: int, names: list[str]) -> float:
-            return statistics.fmean(names[index] == want[part] for index, want in zip(found.tolist(), wanted, strict=True))
-
-        return {
-            "background_right": right(background_colour(pixels), 2, colours),
-            "colour_right": right(garment_colour(pixels), 1, colours),
-            "garment_right": right(self.classifier(pixels).argmax(1), 0, list(GARMENTS)),
-        }
-
-
 def compression(pipeline: TextToImagePipeline, judge: Judge, prompts: list[str], guidance_scale: float) -> list[dict]:
     """Tokens per forward and picture checks of every setting."""
     rows = []
     for method, window in settings(WINDOWS):
         output = pipeline(prompts, method=method, window=window, guidance_scale=guidance_scale, batch_size=16)
         mean, error = mean_and_error([report.tokens_per_forward for report in output.reports])
-        row = {"method": method, "window": window, "tokens_per_forward": mean, "error": error, **judge(prompts, output.tokens)}
+        shown = {name: float(values.mean()) for name, values in judge(prompts, output.tokens).items()}
+        row = {"method": method, "window": window, "tokens_per_forward": mean, "error": error, **shown}
         print(
             f"{method:8} W {window:3}  {mean:5.2f} ± {error:.2f} tokens per forward   background {row['background_right']:4.0%}  "
             f"colour {row['colour_right']:4.0%}  garment {row['garment_right']:4.0%}",
@@ -121,7 +98,7 @@ def main() -> None:
         "guidance_scale": options.guidance_scale,
         "prompts": options.prompts,
         "timed": options.timed,
-        "compression": compression(pipeline, Judge(pipeline, options.model), held_out_prompts(options.prompts), options.guidance_scale),
+        "compression": compression(pipeline, Judge(pipeline.adapter, options.model), held_out_prompts(options.prompts), options.guidance_scale),
         "wall_clock": wall_clock(pipeline, held_out_prompts(options.timed), options.guidance_scale),
     }
     if options.output:

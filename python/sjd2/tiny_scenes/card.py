@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 
@@ -17,11 +16,12 @@ import torch
 from ..adapters.registry import EMBEDDED_MODEL
 from ..adapters.tiny_scenes import TinyScenesAdapter
 from ..pipeline import TextToImagePipeline
-from .judge import GarmentClassifier, background_colour, garment_colour
-from .prompts import COLOURS, GARMENTS, HELD_OUT_PAIRS, held_out_prompts, parse_prompt
+from .judge import Judge
+from .likelihood import sequence_statistics
+from .prompts import GARMENTS, HELD_OUT_PAIRS, held_out_prompts, parse_prompt
 from .scenes import SceneBatch, SceneSampler
 from .source import load_photos
-from .train import MODEL_SCHEDULE, sequence_statistics
+from .train import MODEL_SCHEDULE
 
 __all__ = ["write_card"]
 
@@ -90,10 +90,7 @@ measurements, not an image generator to use.
 def _likelihoods(adapter: TinyScenesAdapter, batch: SceneBatch) -> tuple[float, float]:
     """Mean NLL and entropy of the image tokens of ``batch``, nats per token."""
     codes = adapter.tokenizer.encode(batch.pixels).flatten(1)
-    parts = [
-        sequence_statistics(adapter.model, adapter.text, batch.captions[i : i + 64], codes[i : i + 64])  # type: ignore[arg-type]
-        for i in range(0, len(codes), 64)
-    ]
+    parts = [sequence_statistics(adapter.model, adapter.text, batch.captions[i : i + 64], codes[i : i + 64]) for i in range(0, len(codes), 64)]
     nll, entropy = (torch.cat(values).mean().item() for values in zip(*parts, strict=True))
     return nll, entropy
 
@@ -140,7 +137,7 @@ def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, phot
     pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu")
     adapter = pipeline.adapter
     assert isinstance(adapter, TinyScenesAdapter)
-    judge = GarmentClassifier.from_pretrained(folder)
+    judge = Judge(adapter, folder)
     log = json.loads((folder / "training_log.json").read_text())
     (out / "images").mkdir(parents=True, exist_ok=True)
     _draw_curves(log["model"], out / "images" / "tiny_scenes_training.png")
@@ -155,13 +152,7 @@ def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, phot
     likelihoods = {name: _likelihoods(adapter, batch) for name, batch in sets.items()}
     real = sets["held-out photos, held-out pairs"]
     prompts = held_out_prompts()
-    pixels = adapter.pixels(pipeline(prompts, method="ar", batch_size=44).tokens)
-    wanted = [parse_prompt(prompt) for prompt in prompts]
-
-    def right(found: torch.Tensor, part: int, names: list[str]) -> float:
-        return statistics.fmean(names[index] == want[part] for index, want in zip(found.tolist(), wanted, strict=True))
-
-    colours = list(COLOURS)
+    measures = judge(prompts, pipeline(prompts, method="ar", batch_size=44).tokens)
     (out / "model_card.md").write_text(
         _CARD.format(
             method=method,
@@ -184,10 +175,10 @@ def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, phot
             likelihoods="\n".join(f"| {name} | {nll:.3f} | {entropy:.3f} |" for name, (nll, entropy) in likelihoods.items()),
             gap=likelihoods["held-out photos, training pairs"][0] - likelihoods["training photos, training pairs"][0],
             prompts=len(prompts),
-            background=right(background_colour(pixels), 2, colours),
-            colour=right(garment_colour(pixels), 1, colours),
-            garment=right(judge(pixels).argmax(1), 0, list(GARMENTS)),
-            judge=float((judge(real.pixels).argmax(1) == real.garment).float().mean()),
+            background=float(measures["background_right"].mean()),
+            colour=float(measures["colour_right"].mean()),
+            garment=float(measures["garment_right"].mean()),
+            judge=float((judge.classifier(real.pixels).argmax(1) == real.garment).float().mean()),
         )
     )
 

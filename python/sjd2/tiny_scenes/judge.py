@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .prompts import COLOURS, GARMENTS
+from .likelihood import sequence_statistics
+from .prompts import COLOURS, GARMENTS, parse_prompt
 
-__all__ = ["GarmentClassifier", "background_colour", "garment_colour"]
+if TYPE_CHECKING:  # the adapter loads models; judging one needs only what it offers
+    from ..adapters.tiny_scenes import TinyScenesAdapter
+
+__all__ = ["GarmentClassifier", "Judge", "background_colour", "garment_colour"]
 
 
 class GarmentClassifier(nn.Module):
@@ -72,3 +77,31 @@ def garment_colour(pixels: torch.Tensor) -> torch.Tensor:
     # Pixels of the flat background vote for nothing.
     votes -= torch.zeros_like(votes).scatter_add_(1, nearest, (flat == background[:, None]).float())
     return votes.scatter(1, background[:, None], -1.0).argmax(1)
+
+
+class Judge:
+    """Measures of pictures by the embedded model, one value per picture."""
+
+    def __init__(self, adapter: TinyScenesAdapter, folder: str | Path):
+        self.adapter, self.classifier = adapter, GarmentClassifier.from_pretrained(folder)
+
+    def __call__(self, prompts: list[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of the pictures of ``tokens [N, 256]``, made of ``prompts``: 1 where right, 0 where wrong; NLL in nats per token."""
+        adapter = self.adapter
+        pixels = adapter.pixels(tokens).cpu()
+        wanted = [parse_prompt(prompt) for prompt in prompts]
+        colours = list(COLOURS)
+
+        def right(found: torch.Tensor, part: int, names: list[str]) -> torch.Tensor:
+            return torch.tensor([float(names[index] == want[part]) for index, want in zip(found.tolist(), wanted, strict=True)])
+
+        nll = [
+            sequence_statistics(adapter.model, adapter.text, prompts[i : i + 64], tokens[i : i + 64].to(adapter.device))[0]
+            for i in range(0, len(prompts), 64)
+        ]
+        return {
+            "background_right": right(background_colour(pixels), 2, colours),
+            "colour_right": right(garment_colour(pixels), 1, colours),
+            "garment_right": right(self.classifier(pixels).argmax(1), 0, list(GARMENTS)),
+            "nll": torch.cat(nll).cpu(),
+        }

@@ -10,20 +10,20 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from .fsq import FSQTokenizer
 from .judge import GarmentClassifier
+from .likelihood import code_logits, sequence_statistics
 from .recipe import Schedule, autocast, run_stage
 from .scenes import SceneBatch, SceneSampler
 from .source import load_photos
 from .text import TEXT_VOCAB_SIZE, build_text_tokenizer
 
-__all__ = ["build_model", "export", "sequence_statistics", "train"]
+__all__ = ["build_model", "export", "train"]
 
 #: Codes per side of an image.
 GRID = 16
@@ -52,26 +52,6 @@ def build_model(codebook_size: int) -> LlamaForCausalLM:
     # What the adapter needs to know; Transformers keeps fields that it does not use.
     config.update({"sjd2": {"adapter": "tiny_scenes", "image_id_start": TEXT_VOCAB_SIZE, "image_ids": codebook_size, "grid": [GRID, GRID]}})
     return LlamaForCausalLM(config)
-
-
-def _logits(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, captions: list[str], codes: torch.Tensor, body: Any = None) -> torch.Tensor:
-    """Logits ``[N, T, vocabulary]`` that predict each of the T image codes from the caption and the codes before it."""
-    prompt = text(captions, padding="max_length", max_length=10, return_tensors="pt").to(codes.device)
-    ids = torch.cat([prompt["input_ids"], codes[:, :-1] + TEXT_VOCAB_SIZE], dim=1)
-    mask = torch.cat([prompt["attention_mask"], torch.ones_like(codes[:, :-1])], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = (model.model if body is None else body)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[:, -codes.shape[1] :])
-
-
-@torch.no_grad()
-def sequence_statistics(
-    model: LlamaForCausalLM, text: PreTrainedTokenizerFast, captions: list[str], codes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL of ``codes [N, T]`` and entropy of the predictions, both in nats per token, ``[N]`` each, over the image ids."""
-    logits = _logits(model, text, captions, codes).float()[..., TEXT_VOCAB_SIZE:].log_softmax(-1)
-    nll = -logits.gather(-1, codes[..., None]).squeeze(-1).mean(1)
-    return nll, -(logits.exp() * logits).sum(-1).mean(1)
 
 
 def _train_tokenizer(train: SceneSampler, held_out: SceneBatch, folder: Path, device: torch.device, schedule: Schedule) -> FSQTokenizer:
@@ -132,7 +112,7 @@ def _train_model(
         batch = train.batch(step, schedule.batch_size)
         with autocast(device):
             target = tokenizer.encode(batch.pixels.to(device, memory_format=torch.channels_last)).flatten(1)
-            logits = _logits(model, text, batch.captions, target, body)
+            logits = code_logits(model, text, batch.captions, target, body)
         return F.cross_entropy(logits.float().flatten(0, 1), (target + TEXT_VOCAB_SIZE).flatten())
 
     def evaluate() -> dict[str, float]:
