@@ -7,6 +7,7 @@ Needs the photos (``python -m sjd2.tiny_scenes.source``) and Matplotlib.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -103,9 +104,9 @@ def _draw_curves(log: list[dict], path: Path) -> None:
     axes.plot(scenes, [row["train_loss"] for row in log], label="training scenes (mean since the last point)")
     axes.plot(scenes, [row["held_out_photos_nll"] for row in log], label="held-out photos")
     axes.plot(scenes, [row["held_out_pairs_nll"] for row in log], "--", label="held-out photos, held-out pairs")
-    for row, before in zip(log[1:], log, strict=False):
-        if row["resumed"] > before["resumed"]:
-            axes.axvline(row["scenes"] / 1000, color="grey", lw=0.8, ls=":", label="first point after a kill")
+    resumed = [row["scenes"] / 1000 for before, row in itertools.pairwise(log) if row["resumed"] > before["resumed"]]
+    for number, place in enumerate(resumed):
+        axes.axvline(place, color="grey", lw=0.8, ls=":", label="first point after a kill" if number == 0 else None)
     axes.set(xlabel="thousand scenes", ylabel="NLL, nats per token", ylim=(None, 2.8))
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
