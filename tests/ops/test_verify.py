@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from sjd2_kernels import Q_NONE, Q_POINT, Q_UNIFORM, LastForward, LogitsProcessing, Rule, verify
+from sjd2_kernels import Q_NONE, Q_POINT, Q_UNIFORM, LastForward, LogitsProcessing, Purpose, Rule, verify
 from sjd2_kernels.processing import row_statistics, scaled_logits
+from sjd2_kernels.random import uniforms
 
 MRS_RULES = [Rule.FRESH, Rule.COUPLED, Rule.GUMBEL_TAIL, Rule.KEEP_RATIO]
 
@@ -82,6 +83,20 @@ def test_the_converged_state_is_kept_and_an_empty_residual_falls_back_to_p():
     assert not redrawn.kept.any()
     top = logits.topk(5, dim=-1).indices
     assert (redrawn.tokens[..., None] == top).any(-1).all()
+
+
+def test_the_random_words_are_those_of_the_contract():
+    """Word 0 of the VERIFY purpose accepts, word 1 resamples: another back-end that follows ``random.py`` gives these tokens."""
+    logits = torch.randn(100, 5, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    seeds, iteration, position = torch.arange(100), torch.full((100,), 4), torch.full((100,), 20)
+    accept, resample = uniforms(seeds, Purpose.VERIFY, iteration, position[:, None] + torch.arange(5), dtype=torch.float64)[..., :2].unbind(-1)
+    p = logits.softmax(-1)
+    drafts = torch.randint(9, (100, 5), generator=torch.Generator().manual_seed(7))
+    arguments = {"seeds": seeds, "iteration": iteration, "position": position, "drafts": drafts}
+    kept = call(logits, q_row=torch.full((100, 5), Q_UNIFORM), **arguments).kept
+    assert torch.equal(kept, accept / 9 < p.gather(-1, drafts[..., None]).squeeze(-1))
+    tokens = call(logits, q_row=torch.full((100, 5), Q_NONE), **arguments).tokens
+    assert torch.equal(tokens, (p.cumsum(-1) <= resample[..., None]).sum(-1))
 
 
 def test_q_is_taken_from_the_row_that_a_draft_came_from():
