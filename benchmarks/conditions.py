@@ -33,4 +33,6 @@ def _processor() -> str:
 def conditions(on: str) -> dict[str, str]:
     """Date, commit, machine and versions of a measurement on device ``on``."""
     device = torch.cuda.get_device_name(on) if on.startswith("cuda") else f"{_processor()}, {torch.get_num_threads()} threads"
-    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device, **collect()}
+    facts = collect()
+    del facts["installed at"]  # says where, not under which conditions
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device, **facts}
