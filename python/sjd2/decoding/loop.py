@@ -54,11 +54,10 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     """Commit what ``verify`` found final, shift the window over it, and let fresh drafts in on the right."""
     window, layout = plan.preset.window, plan.layout
     count, start = result.committed, state.committed
-    forced_now = layout.forced_at(slots(start, window))
     slot = torch.arange(window, device=count.device)
     newly = slot < count[:, None]
     # The last draft was not fed: whether it survives saves nothing.
-    state.accepted = state.accepted + (newly & result.kept & (forced_now < 0) & (slot < window - 1)).sum(1)
+    state.accepted = state.accepted + (newly & result.kept & (state.forced < 0) & (slot < window - 1)).sum(1)
     state.tokens.scatter_(1, slots(start, window), torch.where(newly, result.tokens, 0))
     state.committed = start + count
     ended = (newly & (result.tokens == layout.end_id)).any(1)
@@ -69,7 +68,7 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     survives = source < window
     source = source.clamp(max=window - 1)
     positions = slots(state.committed, window)
-    forced = layout.forced_at(positions)
+    state.forced = layout.forced_at(positions)
     drafts, q_row = fresh_drafts(
         plan.preset.initialisation,
         last=last,
@@ -83,7 +82,7 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
         iteration=state.iteration,
     )
     drafts = torch.where(survives, result.tokens.gather(1, source), drafts)
-    state.drafts = torch.where(forced >= 0, forced, drafts)
+    state.drafts = torch.where(state.forced >= 0, state.forced, drafts)
     state.q_row = torch.where(survives, source, q_row)
     state.last = last
     state.iteration = state.iteration + (count > 0)
@@ -106,7 +105,7 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
         q_row=state.q_row,
         last=state.last,
         clean=torch.ones_like(state.drafts, dtype=torch.bool),
-        forced=plan.layout.forced_at(slots(state.committed, plan.preset.window)),
+        forced=state.forced,
         remaining=state.remaining,
         seeds=plan.seeds,
         iteration=state.iteration,

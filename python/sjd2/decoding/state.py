@@ -39,6 +39,7 @@ class WindowState:
     remaining: torch.Tensor  # int64 [B], 0 once the row is finished
     drafts: torch.Tensor  # int64 [B, W]
     q_row: torch.Tensor  # int64 [B, W], where each draft came from
+    forced: torch.Tensor  # int64 [B, W], the known ids of structural slots, -1 elsewhere
     tail: torch.Tensor  # [R, 1, D], input embedding of the newest committed token
     last: LastForward | None
     iteration: torch.Tensor  # int64 [B], the row's forwards
@@ -82,6 +83,7 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
         remaining=layout.lengths,
         drafts=torch.where(forced >= 0, forced, drafts),
         q_row=q_row,
+        forced=forced,
         tail=tail,
         last=None,
         iteration=zeros,
