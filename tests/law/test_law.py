@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, resolve_preset
-from support.law import FALSE_ALARM, Cell, law_p_values
+from support.law import Cell, agreement
 
 LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact != "none"]
 SPECULATIVE = [name for name in LOSSLESS if name != "ar"]
 
 
 def assert_law(cell: Cell, method: str, **settings) -> None:
-    p_values, variation = law_p_values(cell, resolve_preset(method, **settings))
-    assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"
+    found = agreement(cell, resolve_preset(method, **settings))
+    assert found.holds, found
 
 
 @pytest.mark.parametrize("method", LOSSLESS)
@@ -62,6 +62,6 @@ def test_a_longer_sequence_over_more_ids_has_the_law_of_ar():
 
 def test_keeping_by_ratio_is_seen_to_be_biased():
     """If the test could not reject sjd++ it would prove nothing about the others."""
-    p_values, variation = law_p_values(Cell(), resolve_preset("sjd++", window=4))
-    assert min(p_values) < 1e-12
-    assert variation > 0.02
+    found = agreement(Cell(), resolve_preset("sjd++", window=4))
+    assert found.p_value < 1e-12
+    assert found.variation > found.floor

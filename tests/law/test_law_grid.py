@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, resolve_preset
-from support.law import FALSE_ALARM, Cell, law_p_values
+from support.law import Cell, agreement
 
 pytestmark = pytest.mark.full
 
@@ -33,12 +33,12 @@ LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact == "law"]
 @pytest.mark.parametrize("window", [2, 4, 8])
 @pytest.mark.parametrize("cell", CELLS)
 def test_law(method, window, cell):
-    p_values, variation = law_p_values(CELLS[cell], resolve_preset(method, window=window))
-    assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"
+    found = agreement(CELLS[cell], resolve_preset(method, window=window))
+    assert found.holds, found
 
 
 @pytest.mark.parametrize(("method", "initialisation"), list(itertools.product(LOSSLESS, INITIALISATIONS)))
-@pytest.mark.parametrize("cell", ["plain", "ends", "long", "wide"])
+@pytest.mark.parametrize("cell", ["ends", "long", "wide"])
 def test_law_of_every_initialisation(method, initialisation, cell):
-    p_values, variation = law_p_values(CELLS[cell], resolve_preset(method, window=3, initialisation=initialisation))
-    assert min(p_values) > FALSE_ALARM / len(p_values), f"p-values {p_values}, total variation {variation:.4f}"
+    found = agreement(CELLS[cell], resolve_preset(method, window=3, initialisation=initialisation))
+    assert found.holds, found

@@ -59,11 +59,40 @@ def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     return codes.numpy(), group.numpy()
 
 
-def law_p_values(cell: Cell, preset: Preset) -> tuple[list[float], float]:
-    """Chi-square p-value of every group, and the mean total variation to the exact joint."""
+@dataclass(frozen=True)
+class Agreement:
+    """How the counts of one cell compare with the exact joint; the worst of its groups.
+
+    Attributes:
+        p_value: of the chi-square test, corrected for the number of groups.
+        variation: total variation distance to the exact joint.
+        floor: the distance that sampling alone stays below, but for one run in a million.
+    """
+
+    p_value: float
+    variation: float
+    floor: float
+
+    @property
+    def holds(self) -> bool:
+        """Neither measure sees a difference."""
+        return self.p_value > FALSE_ALARM and self.variation < self.floor
+
+
+def sampling_floor(expected: np.ndarray, total: float) -> float:
+    """Total variation that ``total`` draws from ``expected`` itself exceed once in ``1/FALSE_ALARM`` runs, or less often.
+
+    The mean is at most ½ Σ √(p(1−p)/n) (Jensen), and since one draw moves the distance by at most 1/n, McDiarmid's inequality bounds the rest.
+    """
+    mean = 0.5 * np.sqrt(expected * (1 - expected) / total).sum()
+    return float(mean + np.sqrt(np.log(1 / FALSE_ALARM) / (2 * total)))
+
+
+def agreement(cell: Cell, preset: Preset) -> Agreement:
+    """Decode ``cell`` by ``preset`` and compare each group's counts with its exact joint law."""
     codes, group = decode_cell(cell, preset)
     model = TableModel(cell.vocab_size, cell.count, tables=4, seed=cell.seed)
-    p_values, variation = [], []
+    p_values, distances = [], []
     for number, (_, length, table) in enumerate(cell.groups):
         processing = dict(cell.processing)
         allowed = processing.pop("allowed", None)
@@ -73,7 +102,7 @@ def law_p_values(cell: Cell, preset: Preset) -> tuple[list[float], float]:
         )  # fmt: skip
         counts = np.bincount(codes[group == number], minlength=len(expected)).astype(float)
         total = counts.sum()
-        variation.append(0.5 * np.abs(counts / total - expected).sum())
+        distances.append((0.5 * np.abs(counts / total - expected).sum(), sampling_floor(expected, total)))
         assert counts[expected == 0].sum() == 0, "an impossible sequence was decoded"
         # Outcomes too rare for the chi-square approximation are counted together.
         rare = expected * total < 5
@@ -81,4 +110,5 @@ def law_p_values(cell: Cell, preset: Preset) -> tuple[list[float], float]:
         wanted = np.append(expected[~rare], expected[rare].sum()) * total
         observed, wanted = observed[wanted > 0], wanted[wanted > 0]
         p_values.append(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue if len(wanted) > 1 else 1.0)
-    return p_values, float(np.mean(variation))
+    variation, floor = max(distances, key=lambda pair: pair[0] - pair[1])
+    return Agreement(min(1.0, min(p_values) * len(p_values)), variation, floor)
