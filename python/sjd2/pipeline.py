@@ -192,7 +192,8 @@ class TextToImagePipeline:
         preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
-        LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work
+        LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
+        self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(seed, len(prompts))
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sjd2 import __version__
+from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.cli import main as sjd2
 
 PROMPT = "a red coat on a yellow background"
@@ -93,6 +99,74 @@ def test_errors_are_one_line_with_exit_code_1_and_leave_nothing(tmp_path, monkey
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def _cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _spoil(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][64 + 200 :] = torch.nan  # most image codes
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (_cut, "cannot be loaded"),
+        (_spoil, "logits: expected finite values and at least one id that may be drawn, got NaN"),
+    ],
+    ids=["missing", "cut", "not finite"],
+)
+def test_damaged_weights_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, damage, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
+    damage(tmp_path / "model")
+    assert main(["generate", PROMPT, "--model", "./model"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_window_that_the_model_has_no_positions_for_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", PROMPT, "--window", "10000"]) == 1
+    assert capsys.readouterr().err.startswith("error: window: prompt, image and window together need")
+
+
+def test_a_folder_without_write_permission_is_an_error_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "locked").mkdir()
+    # Pretended: whoever runs this as the superuser can write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode == os.W_OK and Path(path).name == "locked"))
+    monkeypatch.setattr("sjd2.cli.generate.TextToImagePipeline.from_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
+    for option in ("--output", "--json"):
+        assert main(["generate", PROMPT, option, "locked/x.png"]) == 1
+        assert capsys.readouterr().err == f"error: {option}: locked/x.png cannot be written\n"
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_picture(tmp_path, monkeypatch, capsys):
+    def save(self, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert main(["generate", PROMPT, "-o", str(tmp_path / "x.png"), "--quiet"]) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_is_too_long_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", PROMPT, "coat " * 31, "--batch-size", "1"]) == 1
+    assert capsys.readouterr().err == "error: prompt: expected at most 30 words, got 31\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_prompt_is_an_error(capsys):

@@ -47,6 +47,15 @@ def test_jacobi_gives_the_tokens_of_ar_in_float64(exact_pipeline):
         assert max(report.forwards for report in output.reports) < 256
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("window", [8, 32, 64])
+def test_jacobi_gives_the_tokens_of_ar_in_float64_for_64_images(exact_pipeline, window):
+    prompts = held_out_prompts(64)
+    expected = exact_pipeline(prompts, method="ar", seed=1000, batch_size=64)
+    output = exact_pipeline(prompts, method="jacobi", window=window, seed=1000, batch_size=64)
+    assert torch.equal(output.tokens, expected.tokens)
+
+
 @pytest.mark.parametrize("method", [name for name in PRESETS if name != "ar"])
 def test_every_method_takes_fewer_forwards_than_ar(pipeline, method):
     output = pipeline(held_out_prompts(8), method=method)
@@ -104,6 +113,9 @@ def test_words_the_model_does_not_know_are_named(pipeline):
         ({"prompt": ""}, "prompt: expected a caption, got an empty string"),
         ({"prompt": []}, "prompt: expected at least one, got none"),
         ({"prompt": "a red coat " * 20}, "prompt: expected at most 30 words, got 60"),
+        ({"prompt": [PROMPT, PROMPT, " "], "batch_size": 1}, "prompt: expected a caption, got an empty string"),
+        ({"prompt": [PROMPT, "coat " * 31], "batch_size": 1}, "prompt: expected at most 30 words, got 31"),
+        ({"negative_prompt": "coat " * 31}, "prompt: expected at most 30 words, got 31"),
         ({"method": "magic"}, "method: expected one of ar, "),
         ({"window": 0}, "window: expected a whole number >= 1, got 0"),
         ({"window": 10_000}, "window: prompt, image and window together need"),
@@ -138,6 +150,24 @@ def test_the_pipeline_works_after_an_interrupt(pipeline):
     with pytest.raises(KeyboardInterrupt):
         pipeline(PROMPT, seed=3, callback=interrupt)
     assert torch.equal(pipeline(PROMPT, seed=3).tokens, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_pipeline_works_after_logits_that_were_not_finite(pipeline, monkeypatch, bad):
+    expected = pipeline(PROMPT, seed=3).tokens
+    with monkeypatch.context() as patch:
+        forward = pipeline.adapter.forward
+        patch.setattr(pipeline.adapter, "forward", lambda embeds, cache: forward(embeds, cache).index_fill(-1, torch.tensor(9), bad))
+        with pytest.raises(FloatingPointError, match=r"logits: expected finite values .* in row 0 within iteration 1"):
+            pipeline(PROMPT, seed=3)
+    assert torch.equal(pipeline(PROMPT, seed=3).tokens, expected)
+
+
+def test_a_row_with_every_id_masked_is_an_error(pipeline, monkeypatch):
+    forward = pipeline.adapter.forward
+    monkeypatch.setattr(pipeline.adapter, "forward", lambda embeds, cache: torch.full_like(forward(embeds, cache), -torch.inf))
+    with pytest.raises(FloatingPointError, match=r"got NaN, .inf or a fully masked distribution in row 0"):
+        pipeline(PROMPT)
 
 
 def test_a_folder_loads_like_the_embedded_model(pipeline, tmp_path):

@@ -32,12 +32,16 @@ class Adapter(DecodableModel, Protocol):
     defaults: SamplingDefaults
     device: torch.device
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
-        """Input embeddings of B prompts, followed by those of their unconditional partners if given (for guidance).
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Look at all prompts of a call before the first of them is decoded; warn of what the model will not understand.
 
         Raises:
             ValueError: an empty prompt, or one that is too long.
         """
+        ...
+
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
+        """Input embeddings of B checked prompts, followed by those of their unconditional partners if given (for guidance)."""
         ...
 
     def layout(self, batch_size: int) -> TokenLayout:

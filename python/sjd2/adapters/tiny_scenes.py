@@ -45,25 +45,27 @@ class TinyScenesAdapter(SlicedCausalLM):
         model = model.to(device).eval().requires_grad_(False)
         return cls(model, text, FSQTokenizer.from_pretrained(folder).to(device))
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
-        """See ``Adapter.prompt``. Words that the model does not know are named in a warning."""
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See ``Adapter.check_prompts``."""
+        unknown: dict[str, None] = {}
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("prompt: expected a caption, got an empty string")
-        ids = [self._encode(prompt) for prompt in (*prompts, *(negative_prompts or ()))]
+            encoded = self.text(prompt, return_offsets_mapping=True)
+            ids, limit = encoded["input_ids"], self.text.model_max_length
+            if len(ids) > limit:
+                raise ValueError(f"prompt: expected at most {limit - 2} words, got {len(ids) - 2}")
+            offsets = zip(ids, encoded["offset_mapping"], strict=True)
+            unknown |= dict.fromkeys(prompt[start:end] for token, (start, end) in offsets if token == self.text.unk_token_id)
+        if unknown:
+            warnings.warn(f"prompt: the model does not know {', '.join(unknown)}", stacklevel=3)
+
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
+        """See ``Adapter.prompt``."""
+        ids = self.text([*prompts, *(negative_prompts or ())])["input_ids"]
         lengths = torch.tensor([len(row) for row in ids])
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
         return Prompt(self.embed_ids(padded.to(self.device)), lengths.to(self.device))
-
-    def _encode(self, prompt: str) -> list[int]:
-        encoded = self.text(prompt, return_offsets_mapping=True)
-        ids, limit = encoded["input_ids"], self.text.model_max_length
-        if len(ids) > limit:
-            raise ValueError(f"prompt: expected at most {limit - 2} words, got {len(ids) - 2}")
-        unknown = [prompt[a:b] for token, (a, b) in zip(ids, encoded["offset_mapping"], strict=True) if token == self.text.unk_token_id]
-        if unknown:
-            warnings.warn(f"prompt: the model does not know {', '.join(unknown)}", stacklevel=2)
-        return ids
 
     def layout(self, batch_size: int) -> TokenLayout:
         """See ``Adapter.layout``."""
