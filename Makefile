@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-full test-oldest bench card lint clean
+.PHONY: setup demo test test-full test-oldest bench pictures card lint clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,12 @@ test-oldest:
 # Figures of every method on the embedded model, stored, and the README's tables written from them.
 bench: setup
 	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
+	$(BIN)/python benchmarks/tables.py
+
+# Whether pictures differ between methods: figures, the sheet, and the table in docs/exactness.md.
+pictures: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[eval]"
+	$(BIN)/python benchmarks/pictures.py --sheet docs/images/pictures_by_method.png -o benchmarks/results/pictures.json
 	$(BIN)/python benchmarks/tables.py
 
 # The embedded model's card, from the shipped weights; fetches the photos if need be.

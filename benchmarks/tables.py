@@ -1,4 +1,4 @@
-"""Write the README's tables from stored results: ``python benchmarks/tables.py``; with ``--check``, say whether they are current.
+"""Write the tables of README and docs from stored results: ``python benchmarks/tables.py``; with ``--check``, say whether they are current.
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "embedded_model.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def _best(rows: list[dict], method: str, figure: str) -> dict:
@@ -46,14 +46,64 @@ def conditions_line(results: dict) -> str:
     )
 
 
-TABLES = {"compression": compression_table, "conditions": conditions_line}
+_MEASURES = {
+    "background_right": "background right",
+    "colour_right": "garment's colour right",
+    "garment_right": "garment right",
+    "nll": "NLL per token",
+    "fd_effnetlite0": "FD-EffNetLite0",
+}
 
 
-def filled(text: str, results: dict) -> str:
+def pictures_table(results: dict) -> str:
+    """Every measure of every run: its difference to ``ar``, and the interval or bound that chance stays in."""
+    cells = {(row["run"], row["measure"]): row for row in results["rows"]}
+    runs, measures = list(dict.fromkeys(run for run, _ in cells)), [name for name in _MEASURES if any(measure == name for _, measure in cells)]
+
+    def cell(run: str, measure: str) -> str:
+        row = cells.get((run, measure))
+        if row is None:
+            return ""
+        if "distance" in row:
+            text = f"{row['distance']:.2f} (≤ {row['bound']:.2f})"
+        elif run == "ar":
+            return f"{row['mean']:.3f}"
+        else:
+            text = f"{row['delta']:+.3f} ± {row['interval']:.3f}"
+        return text if row["inside"] else f"**{text}**"
+
+    lines = ["| | " + " | ".join(_MEASURES[name] for name in measures) + " |", "|---|" + "---|" * len(measures)]
+    lines += [f"| `{run}` | " + " | ".join(cell(run, name) for name in measures) + " |" for run in runs]
+    return "\n".join(lines)
+
+
+def pictures_conditions(results: dict) -> str:
+    """What the pictures were drawn and judged under."""
+    facts, settings = results["conditions"], results["settings"]
+    return (
+        f"{results['prompts']} held-out prompts, guidance {settings['guidance_scale']:g}, temperature {settings['temperature']:g}, top-k "
+        f"{settings['top_k']}; each run has seeds of its own. "
+        f"Intervals hold all {results['comparisons']} comparisons of lossless methods at once with {results['confidence']:.0%} confidence. "
+        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}."
+    )
+
+
+#: Name of a table: the stored results it is made of, and how.
+TABLES = {
+    "compression": ("embedded_model.json", compression_table),
+    "conditions": ("embedded_model.json", conditions_line),
+    "pictures": ("pictures.json", pictures_table),
+    "pictures_conditions": ("pictures.json", pictures_conditions),
+}
+FILES = ("README.md", "docs/exactness.md")
+
+
+def filled(text: str) -> str:
     """``text`` with every table written anew."""
 
     def replace(match: re.Match) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n{match[3]}"
+        results, table = TABLES[match[2]]
+        return f"{match[1]}\n{table(json.loads((RESULTS / results).read_text()))}\n{match[3]}"
 
     return re.sub(r"(<!-- table (\w+) -->)\n.*?\n(<!-- end -->)", replace, text, flags=re.DOTALL)
 
@@ -62,15 +112,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not current")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = filled(text, json.loads(RESULTS.read_text()))
-    if options.check:
-        if new != text:
-            print("README.md: its tables differ from benchmarks/results; run `python benchmarks/tables.py`", file=sys.stderr)
-        return int(new != text)
-    readme.write_text(new)
-    return 0
+    stale = 0
+    for name in FILES:
+        text = (ROOT / name).read_text()
+        new = filled(text)
+        if new == text:
+            continue
+        if options.check:
+            print(f"{name}: its tables differ from benchmarks/results; run `python benchmarks/tables.py`", file=sys.stderr)
+            stale = 1
+        else:
+            (ROOT / name).write_text(new)
+    return stale
 
 
 if __name__ == "__main__":
