@@ -1,0 +1,129 @@
+"""Everything that needs a GPU, in one command: ``python benchmarks/gpu_suite.py OUT``.
+
+Builds and installs the package, runs the whole test suite with the kernels compiled, the law tests through the fused ops on the GPU,
+compute-sanitizer on the cache ops, the kernel benchmarks with their peers, and the embedded model end to end. Each step has a time limit
+and a log; what a machine lacks is recorded as not run. ``OUT`` receives ``suite.json`` (conditions, and how each step ended), the steps'
+results and ``logs.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, how long it may take, and a program that it cannot do without.
+
+    ``{out}`` in an argument is the folder of results.
+    """
+
+    name: str
+    command: list[str]
+    seconds: int
+    needs: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+PYTHON = sys.executable
+STEPS = (
+    Step("install", [PYTHON, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "."], 180),
+    Step("info", [PYTHON, "-c", "from sjd2.cli import main; main(['info'])"], 60),
+    Step("triton tests", [PYTHON, "-m", "pytest", "-q", "-m", "not full", "tests/triton", "tests/kv_cache"], 300),
+    Step(
+        "law tests on the GPU",
+        [PYTHON, "-m", "pytest", "-q", "-m", "not full", "tests/law/test_law.py", "tests/law/test_rows_alone.py"],
+        240,
+        environment=(("SJD2_TEST_DEVICE", "cuda"),),
+    ),
+    Step("other tests", [PYTHON, "-m", "pytest", "-q", "-m", "not full", "--ignore=tests/triton", "--ignore=tests/kv_cache"], 420),
+    Step(
+        "memcheck",
+        ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", PYTHON, "-m", "pytest", "-q", "tests/kv_cache/test_cuda.py"],
+        240,
+        needs="compute-sanitizer",
+    ),
+    Step(
+        "racecheck",
+        ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", PYTHON, "-m", "pytest", "-q", "tests/kv_cache/test_cuda.py"],
+        240,
+        needs="compute-sanitizer",
+    ),
+    Step("kernels", [PYTHON, "benchmarks/kernels.py", "--device", "cuda", "-o", "{out}/kernels.json", "--csv", "{out}/kernels.csv"], 420),
+    Step("kv cache", [PYTHON, "benchmarks/kv_cache.py", "--device", "cuda", "-o", "{out}/kv_cache.json"], 120),
+    Step(
+        "embedded model",
+        [PYTHON, "benchmarks/embedded_model.py", "--device", "cuda", "--timed", "4", "-o", "{out}/embedded_model.json"],
+        300,
+    ),
+)
+
+
+def run(step: Step, out: Path, log) -> dict:
+    """Run one step; says how it ended and how long it took."""
+    if step.needs and shutil.which(step.needs) is None:
+        return {"outcome": f"not run: {step.needs} is not on this machine", "seconds": 0.0}
+    command = [argument.replace("{out}", str(out)) for argument in step.command]
+    log.write(f"\n==== {step.name}: {' '.join(command)}\n")
+    log.flush()
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | dict(step.environment), stdout=log, stderr=subprocess.STDOUT, timeout=step.seconds, check=False
+        )
+        outcome = "passed" if done.returncode == 0 else f"failed: exit code {done.returncode}"
+    except subprocess.TimeoutExpired:
+        outcome = f"cut off after {step.seconds} s"
+    except OSError as error:
+        outcome = f"not run: {error}"
+    return {"outcome": outcome, "seconds": round(time.monotonic() - started, 1)}
+
+
+def facts() -> dict[str, str]:
+    """Device, driver and versions; asked in a process of its own, because the package is installed by a step."""
+    code = "import json; from conditions import conditions; print(json.dumps(conditions('cuda')))"
+    asked = subprocess.run([PYTHON, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
+    found = json.loads(asked.stdout) if asked.returncode == 0 else {"conditions": f"unknown: {asked.stderr.strip().splitlines()[-1:]}"}
+    if shutil.which("nvidia-smi"):
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        found["driver"] = driver.stdout.strip()
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the results")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="run these steps (default: all)")
+    parser.add_argument("--seconds", type=float, default=570, help="start no step that cannot end within this time (default: %(default)s)")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    began, report, conditions = time.monotonic(), {}, None
+    with (out / "logs.txt").open("w") as log:
+        for step in STEPS:
+            if options.only and step.name not in options.only:
+                continue
+            left = options.seconds - (time.monotonic() - began)
+            if left < 30:
+                report[step.name] = {"outcome": "not run: no time left", "seconds": 0.0}
+            else:
+                limited = Step(**(asdict(step) | {"seconds": min(step.seconds, int(left)), "environment": step.environment}))
+                report[step.name] = run(limited, out, log)
+            print(f"{step.name:22} {report[step.name]['outcome']}  ({report[step.name]['seconds']} s)", flush=True)
+            conditions = conditions or facts()
+            (out / "suite.json").write_text(json.dumps({"conditions": conditions, "steps": report}, indent=1) + "\n")
+    return int(any(step["outcome"].startswith(("failed", "cut off")) for step in report.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
