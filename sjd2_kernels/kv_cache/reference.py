@@ -189,7 +189,7 @@ def reserve(
     _mark(overflow, ~fits | ~served)
     missing &= served[:, None]
     rank = missing.reshape(-1).cumsum(0).view_as(block_table)
-    taken = free_list[(free_list[0] - rank + 1).clamp(min=0)]
+    taken = free_list[(free_list[0] - rank + 1).clamp(0, len(free_list) - 1)]
     block_table.copy_(torch.where(missing, taken, block_table))
     free_list[0] -= missing.sum()
 
