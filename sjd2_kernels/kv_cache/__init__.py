@@ -1,7 +1,6 @@
 """KV-cache ops: rows with lengths of their own, in dense buffers or in pages."""
 
 from .dense import kv_append, kv_compact, kv_compact_columns, kv_rollback
-from .native import describe as describe_native
 from .paged import (
     paged_kv_append,
     paged_kv_compact,
@@ -13,7 +12,6 @@ from .paged import (
 )
 
 __all__ = [
-    "describe_native",
     "kv_append",
     "kv_compact",
     "kv_compact_columns",
