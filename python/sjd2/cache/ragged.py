@@ -92,7 +92,7 @@ class RaggedCache(Cache):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
         self._layers = [self._layer(index) for index in range(layers)]
-        super().__init__(layers=self._layers)
+        super().__init__(layers=[*self._layers])
 
     def _new_rows(self, rows: int, capacity: int, device: torch.device | str) -> Rows:
         return Rows(rows, capacity, device)
