@@ -136,4 +136,5 @@ class BuildNative(build_ext):
         return [str(path if path.exists() else path.with_name(REASON)) for path in modules]
 
 
-setup(ext_modules=[Extension("sjd2_kernels._C", sources=[])], cmdclass={"build_ext": BuildNative})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("sjd2_kernels._C", sources=[])], cmdclass={"build_ext": BuildNative})

@@ -32,7 +32,7 @@ def check_cache(name: str, cache: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected 4 dimensions, got shape {tuple(cache.shape)}")
     if cache.element_size() not in (1, 2, 4, 8):
         raise TypeError(f"{name}: expected a dtype of 1, 2, 4 or 8 bytes, got {cache.dtype}")
-    if any(stride == 0 and size > 1 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
+    if 0 in cache.stride() and any(stride == 0 and size > 1 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
         raise ValueError(f"{name}: expected memory of its own for every element, got an expanded tensor with strides {cache.stride()}")
 
 
