@@ -41,7 +41,7 @@ test-oldest:
 # The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer.
 test-native: setup
 	for sanitize in OFF ON; do \
-	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
+	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
 	  $(BIN)/cmake --build build/native-$$sanitize && \
 	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure || exit 1; \
 	done
@@ -50,7 +50,7 @@ test-native: setup
 check-cuda: setup
 	@nvcc=$$($(BIN)/python -c "import runpy; print(runpy.run_path('setup.py', run_name='setup')['find_nvcc']() or '')"); \
 	if [ -z "$$nvcc" ]; then echo "check-cuda: nvcc is not on this machine; the CUDA sources were NOT compiled"; exit 0; fi; \
-	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" -DSJD2_STRICT=ON -DSJD2_TESTS=OFF \
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_TESTS=OFF \
 	  -DSJD2_WITH_CUDA=ON -DCMAKE_CUDA_COMPILER="$$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90" && \
 	$(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
 

@@ -128,7 +128,14 @@ class BuildNative(build_ext):
         return reason
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs build in place, so there is nothing to copy."""
+        """An editable install has the module, or the note, among the sources."""
+        build_py = self.get_finalized_command("build_py")
+        for extension in self.extensions:
+            place, built = map(Path, self._get_inplace_equivalent(build_py, extension))
+            for old in (place, place.with_name(REASON)):
+                old.unlink(missing_ok=True)
+            built = built if built.exists() else built.with_name(REASON)
+            shutil.copyfile(built, place.with_name(built.name))
 
     def get_outputs(self) -> list[str]:
         """The module if it was built, else the note."""
