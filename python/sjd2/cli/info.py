@@ -39,7 +39,7 @@ def collect() -> dict[str, str]:
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
     facts["op back-ends"] = "pytorch, native" if obstacle("cpu") is None else "pytorch"
-    facts["native module"] = describe()
+    facts["native code"] = describe()
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"
     for index in range(torch.cuda.device_count()):
