@@ -205,6 +205,7 @@ def decode(
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1, an unknown cache.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
+        RuntimeError: the cache had no room for a row's window (its adapter made it too small).
     """
     batch, count = layout.forced.shape
     rows = len(prompt.embeds)
