@@ -171,14 +171,15 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
     }
 
 
-def measure(workload: Workload, repeats: int) -> list[float]:
-    """Seconds of each repeat, after two that are not counted."""
-    seconds = []
-    for number in range(repeats + 2):
-        started = time.perf_counter()
-        workload.run()
-        if number >= 2:
-            seconds.append(time.perf_counter() - started)
+def measure(workload: Workload, copy: Workload, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of each repeat, after one that is not counted, and of the plain copy right after it: on a shared machine only neighbours compare."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(repeats + 1):
+        for times, timed in zip(seconds, (workload, copy), strict=True):
+            started = time.perf_counter()
+            timed.run()
+            if number:
+                times.append(time.perf_counter() - started)
         workload.restore()
     return seconds
 
@@ -193,15 +194,16 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows, copy = [], None
+    rows, copy = [], workloads(options.layers, options.rows, getattr(torch, options.dtype))["plain copy"]()
     for name, make in workloads(options.layers, options.rows, getattr(torch, options.dtype)).items():
         workload = make()
-        deciles = statistics.quantiles(measure(workload, options.repeats), n=10)
+        seconds, beside = measure(workload, copy, 3 if "scatter_" in name else options.repeats)
+        deciles = statistics.quantiles(seconds, n=10)
         p20, p50, p80 = deciles[1], deciles[4], deciles[7]
-        copy = copy or (workload.bytes, p50)
         speed = workload.bytes / p50
         row = {"name": name, "bytes": workload.bytes, "p20_us": p20 * 1e6, "p50_us": p50 * 1e6, "p80_us": p80 * 1e6, "GB_per_s": speed / 1e9}
-        row["percent_of_plain_copy"] = 100 * speed / (copy[0] / copy[1])
+        shares = [workload.bytes / mine / (copy.bytes / plain) for mine, plain in zip(seconds, beside, strict=True)]
+        row["percent_of_plain_copy"] = 100 * statistics.median(shares)
         rows.append(row)
         print(
             f"{name:34} {row['p50_us']:10.1f} µs ({row['p20_us']:.1f}–{row['p80_us']:.1f})  {workload.bytes / 1e6:8.1f} MB  "
