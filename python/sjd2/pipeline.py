@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from sjd2_kernels import LogitsProcessing
 
 from .adapters import Adapter, load_adapter
+from .cache import resolve_cache
 from .decoding import Preset, Progress, decode, resolve_preset
 
 __all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
@@ -156,6 +157,7 @@ class TextToImagePipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         batch_size: int = 8,
+        cache: str = "ragged",
         callback: Callable[[Progress], None] | None = None,
         progress_bar: bool = False,
     ) -> PipelineOutput:
@@ -174,6 +176,7 @@ class TextToImagePipeline:
             top_k: 0 keeps all ids.
             top_p: 1 keeps all ids.
             batch_size: images decoded together.
+            cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
             callback: called after every forward.
             progress_bar: show one.
 
@@ -189,6 +192,7 @@ class TextToImagePipeline:
                 raise ValueError(f"prompt: expected text, got {one!r}")
         num_images_per_prompt = _whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = _whole("batch_size", batch_size, 1)
+        resolve_cache(cache)
         preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
@@ -201,7 +205,7 @@ class TextToImagePipeline:
         try:
             parts = [
                 self._decode_batch(
-                    prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, bar.batch_callback(callback)
+                    prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, cache, bar.batch_callback(callback)
                 )
                 for i in range(0, len(prompts), batch_size)
             ]
@@ -220,6 +224,7 @@ class TextToImagePipeline:
         negative_prompt: str,
         preset: Preset,
         settings: dict[str, Any],
+        cache: str,
         callback: Callable[[Progress], None] | None,
     ) -> PipelineOutput:
         adapter, count = self.adapter, len(prompts)
@@ -232,6 +237,7 @@ class TextToImagePipeline:
             preset,
             torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
             callback=callback,
+            cache=cache,
         )
         tokens = result.tokens.cpu()
         reports = [

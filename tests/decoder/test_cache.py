@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sjd2.cache import RaggedCache
-from sjd2_kernels import kv_append
+from sjd2.cache import CACHES, RaggedCache
 from support.llama import random_llama, sliced
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["multi-head", "grouped"])
 @pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-12), ("eager", 1e-4)])  # eager's softmax runs in float32
+@pytest.mark.parametrize("kind", list(CACHES.values()))
 @torch.inference_mode()
-def test_windows_with_rollback_equal_the_full_forward(kv_heads, attention, tolerance):
+def test_windows_with_rollback_equal_the_full_forward(kv_heads, attention, tolerance, kind):
     model = random_llama(kv_heads=kv_heads)
     model.set_attn_implementation(attention)
     adapter = sliced(model)
     generator = torch.Generator().manual_seed(2)
     rows, window = 3, 4
-    cache = adapter.new_cache(rows, 40)
+    cache = adapter.new_cache(rows, 40, kind)
     kept: list[list[int]] = [[] for _ in range(rows)]
     for counts in ([2, 0, 4], [1, 3, 2], [4, 1, 0], [1, 1, 1]):
         fed = torch.randint(32, (rows, window), generator=generator)
@@ -31,21 +31,6 @@ def test_windows_with_rollback_equal_the_full_forward(kv_heads, attention, toler
             kept[row] += fed[row, : counts[row]].tolist()
         cache.commit(torch.tensor(counts))
     assert cache.lengths.tolist() == [8, 5, 7]
-
-
-def test_append_writes_behind_each_rows_length_and_nowhere_else():
-    generator = torch.Generator().manual_seed(0)
-    buffers = [torch.randn(3, 2, 9, width, generator=generator) for width in (4, 6)]
-    # A layout [B, S, H, D] seen as [B, H, S, D], as models produce it.
-    new = [torch.randn(3, 5, 2, width, generator=generator).transpose(1, 2) for width in (4, 6)]
-    expected = [buffer.clone() for buffer in buffers]
-    lengths = [0, 4, 2]
-    for buffer, columns in zip(expected, new, strict=True):
-        for row, length in enumerate(lengths):
-            buffer[row, :, length : length + 5] = columns[row]
-    kv_append(*buffers, *new, torch.tensor(lengths))
-    for buffer, wanted in zip(buffers, expected, strict=True):
-        assert torch.equal(buffer, wanted)
 
 
 def test_reset_forgets_lengths_and_buffers():
@@ -63,28 +48,6 @@ def test_attention_that_takes_no_mask_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="model: expected attn_implementation sdpa or eager, got flash_attention_2"):
         sliced(model)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"keys": torch.zeros(2, 1, 3, 5)}, ValueError, r"keys: expected shape \(2, 1, 3, 4\), got \(2, 1, 3, 5\)"),
-        ({"values": torch.zeros(2, 1, 2, 4)}, ValueError, r"values: expected shape \(2, 1, 3, 4\), got \(2, 1, 2, 4\)"),
-        ({"lengths": torch.zeros(3, dtype=torch.int64)}, ValueError, r"lengths: expected shape \(2,\), got \(3,\)"),
-        ({"lengths": torch.zeros(2)}, TypeError, "lengths: expected dtype torch.int64, got torch.float32"),
-        ({"keys": torch.zeros(2, 1, 3, 4).half()}, ValueError, "keys, values: expected dtype torch.float32"),
-    ],
-)
-def test_bad_arguments_are_named(change, error, message):
-    arguments = {
-        "key_cache": torch.zeros(2, 1, 8, 4),
-        "value_cache": torch.zeros(2, 1, 8, 4),
-        "keys": torch.zeros(2, 1, 3, 4),
-        "values": torch.zeros(2, 1, 3, 4),
-        "lengths": torch.zeros(2, dtype=torch.int64),
-    }
-    with pytest.raises(error, match=message):
-        kv_append(**(arguments | change))
 
 
 def test_the_mask_lets_an_input_see_valid_columns_and_the_window_up_to_itself():

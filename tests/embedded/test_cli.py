@@ -78,6 +78,7 @@ def test_a_trailing_slash_means_a_folder(tmp_path):
         (["--seed", "-3"], "seed: expected"),
         (["--num-images", "0"], "num_images_per_prompt: expected"),
         (["--upscale", "0"], "--upscale: expected"),
+        (["--cache", "dense"], "cache: expected one of ragged, paged, got 'dense'"),
         (["--model", "/nowhere/at/all"], "model: expected a folder or a hub name"),
         (["-o", "picture.xyz"], "--output: expected a picture file"),
         (["-o", "picture.psd"], "--output: expected a picture file"),
@@ -199,7 +200,16 @@ def test_info_names_versions_and_devices(capsys):
     text = capsys.readouterr().out
     assert f"sjd2-kernels  {__version__}" in text
     assert main(["info", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["torch"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"]
+    assert ("native" in facts["op back-ends"]) == (not facts["native code"].startswith("not built"))
+
+
+def test_the_cache_does_not_change_the_picture(tmp_path):
+    for cache in ("ragged", "paged"):
+        command = ["generate", "a bag", "--seed", "3", "--quiet", "--method", "jacobi", "--cache", cache]
+        assert main([*command, "-o", str(tmp_path / f"{cache}.png")]) == 0
+    assert (tmp_path / "ragged.png").read_bytes() == (tmp_path / "paged.png").read_bytes()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

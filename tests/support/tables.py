@@ -31,8 +31,8 @@ class TableModel:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.to(torch.float64)[..., None]
 
-    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
-        return RaggedCache(1, rows, capacity)
+    def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
+        return kind(1, rows, capacity)
 
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         fed = inputs_embeds[:, None]

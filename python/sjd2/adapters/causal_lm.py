@@ -64,10 +64,10 @@ class SlicedCausalLM:
         ).last_hidden_state
         return F.linear(hidden, self._weight, self._bias)
 
-    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
+    def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``."""
         config = self.model.config.get_text_config(decoder=True)
         limit = config.max_position_embeddings
         if capacity > limit:
             raise ValueError(f"window: prompt, image and window together need {capacity} positions, the model has {limit}; use a smaller window")
-        return RaggedCache(config.num_hidden_layers, rows, capacity, device=self.device)
+        return kind(config.num_hidden_layers, rows, capacity, device=self.device)

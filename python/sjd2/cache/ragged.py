@@ -7,26 +7,39 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from sjd2_kernels import kv_append
+from sjd2_kernels import kv_append, kv_compact, kv_rollback
 
 __all__ = ["RaggedCache"]
 
 
-class _RaggedLayer(CacheLayerMixin):
+class Rows:
+    """What the layers of a cache share: their lengths, and a flag per row that found no room on a GPU."""
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | str):
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.overflow = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.capacity = capacity
+
+    def keep(self, count: int) -> None:
+        """Forget the rows from ``count`` on."""
+        self.lengths, self.overflow = self.lengths[:count], self.overflow[:count]
+
+
+class RaggedLayer(CacheLayerMixin):
     """One layer's buffers ``[R, H, S, D]``, allocated at the first update from the shapes the model passes."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, lengths: torch.Tensor, capacity: int):
+    def __init__(self, rows: Rows):
         super().__init__()
-        self.lengths, self.capacity = lengths, capacity
+        self.rows = rows
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def buffer(states: torch.Tensor) -> torch.Tensor:
             rows, heads, _, width = states.shape
             # Zeros: columns beyond a row's length are masked, and 0 · garbage must not become NaN.
-            return states.new_zeros(rows, heads, self.capacity, width)
+            return states.new_zeros(rows, heads, self.rows.capacity, width)
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
         self.is_initialized = True
@@ -34,21 +47,26 @@ class _RaggedLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        kv_append(self.keys, self.values, key_states, value_states, self.lengths)
+        kv_append(self.keys, self.values, key_states, value_states, self.rows.lengths, overflow=self.rows.overflow)
         return self.keys, self.values
 
+    def keep(self, count: int) -> None:
+        """Forget the rows from ``count`` on."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:count], self.values[:count]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.capacity, 0
+        return self.rows.capacity, 0
 
     def get_seq_length(self) -> int:
         # Rows differ, so there is no one length; the decoder passes positions and masks and nothing asks for it.
         return 0
 
     def get_max_length(self) -> int:
-        return self.capacity
+        return self.rows.capacity
 
     def get_max_cache_shape(self) -> int:  # the name before Transformers 5.16
-        return self.capacity
+        return self.rows.capacity
 
 
 class RaggedCache(Cache):
@@ -65,21 +83,54 @@ class RaggedCache(Cache):
 
     Attributes:
         lengths: int64 ``[R]``, valid columns per row.
+        overflow: bool ``[R]``, rows that had no room for a window on a GPU, where nobody raises; their tokens are worthless.
     """
 
+    _rows: Rows
+
     def __init__(self, layers: int, rows: int, capacity: int, *, device: torch.device | str = "cpu"):
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
-        super().__init__(layers=[_RaggedLayer(self.lengths, capacity) for _ in range(layers)])
+        self._layers = [self._layer(index) for index in range(layers)]
+        super().__init__(layers=[*self._layers])
+
+    def _new_rows(self, rows: int, capacity: int, device: torch.device | str) -> Rows:
+        return Rows(rows, capacity, device)
+
+    def _layer(self, index: int) -> RaggedLayer:
+        return RaggedLayer(self._rows)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """See the class."""
+        return self._rows.lengths
+
+    @property
+    def overflow(self) -> torch.Tensor:
+        """See the class."""
+        return self._rows.overflow
 
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
-        self.lengths += counts
+        kv_rollback(self.lengths, self.lengths + counts, window=self.capacity)
+
+    def compact(self, rows: torch.Tensor) -> None:
+        """Keep ``rows`` (int64 ``[R']``, R' ≤ R), in this order, and forget the others."""
+        buffers = [buffer for layer in self._layers if layer.is_initialized for buffer in (layer.keys, layer.values)]
+        kv_compact(buffers, self.lengths, rows)
+        self._keep(rows)
+
+    def _keep(self, rows: torch.Tensor) -> None:
+        self._rows.overflow = self._rows.overflow[rows]
+        self._rows.keep(len(rows))
+        for layer in self._layers:
+            layer.keep(len(rows))
 
     def reset(self) -> None:
         """Forget everything, buffers and lengths."""
         super().reset()
         self.lengths.zero_()
+        self.overflow.zero_()
 
     def positions(self, window: int) -> torch.Tensor:
         """Sequence positions ``[R, W]`` of the next ``window`` inputs."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 from ..pipeline import TextToImagePipeline
 from .output import PictureFiles, checked_json_path, write_atomically
@@ -47,6 +48,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures decoded together (default: %(default)s)")
+    parser.add_argument(
+        "--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE_OR_DIR", help="picture file, or folder for several (default: named after the prompt, here)")
     parser.add_argument("--upscale", type=int, metavar="N", help="enlarge pictures N times (default: until the shorter side has 256 pixels)")
     parser.add_argument("--json", metavar="FILE", help="write prompt, method, seed, tokens and figures of every picture")
@@ -74,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         top_p=options.top_p,
         batch_size=options.batch_size,
+        cache=options.cache,
         progress_bar=not options.quiet and sys.stderr.isatty(),
     )
     for path, image, report in zip(files.paths, output.images, output.reports, strict=True):

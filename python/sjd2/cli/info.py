@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import sjd2_kernels
+from sjd2_kernels.kv_cache.native import describe, obstacle
 
 __all__ = ["add_parser", "collect"]
 
@@ -37,7 +38,8 @@ def collect() -> dict[str, str]:
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
-    facts["op back-ends"] = "pytorch"
+    facts["op back-ends"] = "pytorch, native" if obstacle("cpu") is None else "pytorch"
+    facts["native code"] = describe()
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"
     for index in range(torch.cuda.device_count()):

@@ -8,7 +8,7 @@
     cache    the first a columns of this forward become valid, the others are written over next time
 
 State is a handful of device tensors; one iteration decides nothing on the host, which only looks now and then whether all rows
-are done. Rows never wait for each other.
+are done, and then lets finished rows leave. Rows never wait for each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import torch
 
 from sjd2_kernels import LastForward, LogitsProcessing, Verification, verify
 
-from ..cache import RaggedCache
+from ..cache import RaggedCache, resolve_cache
+from .compaction import Ledger
+from .compaction import compact as compact_rows
 from .initialisation import fresh_drafts
 from .layout import TokenLayout
 from .model import DecodableModel, Prompt
@@ -122,33 +124,53 @@ def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
         yield iteration, iteration % poll_every == 0 or iteration == limit
 
 
+def _look(state: WindowState, cache: RaggedCache, ledger: Ledger, iteration: int) -> list[int]:
+    """Tokens still to come per row; waits for the device.
+
+    Raises:
+        FloatingPointError: logits that nothing can be drawn from.
+        RuntimeError: a row outgrew the cache.
+    """
+    no_room = cache.overflow.view(-1, len(state.remaining)).any(0)
+    remaining, invalid, full = torch.stack([state.remaining, state.invalid.long(), no_room.long()]).tolist()
+    if any(full):
+        raise RuntimeError(f"cache: expected room for every row's window, got none for row {ledger.rows[full.index(1)]} by iteration {iteration}")
+    if any(invalid):
+        raise FloatingPointError(
+            f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
+            f"distribution in row {ledger.rows[invalid.index(1)]} within iteration {iteration}"
+        )
+    return remaining
+
+
 def _run(plan: Plan, prompt: Prompt, callback: Callable[[Progress], None] | None, poll_every: int) -> DecodeResult:
     """Iterate until every row is finished."""
     batch, count = plan.layout.forced.shape
+    totals = plan.layout.lengths
     started = time.perf_counter()
     stopwatch = Stopwatch(plan.seeds.device)
     finished_at: dict[int, tuple[float, float]] = {}
     state, cache = begin(plan, prompt, stopwatch)
+    ledger = Ledger(batch)
     for iteration, look in _iterations(count, poll_every):
         _iterate(plan, state, cache, stopwatch)
         if callback is not None:
-            callback(Progress(iteration, state.committed, plan.layout.lengths, state.tokens[:, :count]))
+            rows = ledger.outcome(state)
+            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count]))
         if look:
-            remaining, invalid = torch.stack([state.remaining, state.invalid.long()]).tolist()
-            if any(invalid):
-                raise FloatingPointError(
-                    f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
-                    f"distribution in row {invalid.index(1)} within iteration {iteration}"
-                )
+            remaining = _look(state, cache, ledger, iteration)
             now = time.perf_counter() - started, stopwatch.seconds()
-            for row, left in enumerate(remaining):
+            for row, left in zip(ledger.rows, remaining, strict=True):
                 if left == 0:
                     finished_at.setdefault(row, now)
             if len(finished_at) == batch:
                 break
-    tokens, forwards, accepted = torch.stack([state.committed, state.iteration, state.accepted]).tolist()
+            if plan.compact:
+                plan, state = compact_rows(plan, state, cache, ledger, remaining)
+    rows = ledger.outcome(state)
+    tokens, forwards, accepted = torch.stack([rows.committed, rows.iteration, rows.accepted]).tolist()
     return DecodeResult(
-        tokens=state.tokens[:, :count],
+        tokens=rows.tokens[:, :count],
         rows=[RowReport(tokens[row], forwards[row], accepted[row], *finished_at[row]) for row in range(batch)],
     )
 
@@ -163,6 +185,8 @@ def decode(
     *,
     callback: Callable[[Progress], None] | None = None,
     poll_every: int | None = None,
+    cache: str = "ragged",
+    compact: bool = True,
 ) -> DecodeResult:
     """Decode the image tokens of B rows.
 
@@ -175,10 +199,13 @@ def decode(
         seeds: int64 ``[B]``: with the method's settings and the row's own prompt a seed determines the row's tokens.
         callback: called after every iteration with the :class:`Progress`.
         poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
+        cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
+        compact: let finished rows leave the batch where the host looks. The tokens are the same.
 
     Raises:
-        ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1.
+        ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1, an unknown cache.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
+        RuntimeError: the cache had no room for a row's window (its adapter made it too small).
     """
     batch, count = layout.forced.shape
     rows = len(prompt.embeds)
@@ -194,7 +221,7 @@ def decode(
         poll_every = 1 if seeds.device.type == "cpu" else 8
     elif poll_every < 1:
         raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
-    plan = Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch)
+    plan = Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch, cache=resolve_cache(cache), compact=compact)
     with torch.inference_mode():
         result = _run(plan, prompt, callback, poll_every)
     # A copy made out here is an ordinary tensor that the caller may write to.

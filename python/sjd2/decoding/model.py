@@ -43,6 +43,6 @@ class DecodableModel(Protocol):
         """
         ...
 
-    def new_cache(self, rows: int, capacity: int) -> RaggedCache:
-        """An empty cache for ``rows`` model rows of ``capacity`` columns."""
+    def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
+        """An empty cache of this kind for ``rows`` model rows of ``capacity`` columns."""
         ...

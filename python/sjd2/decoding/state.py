@@ -20,7 +20,7 @@ __all__ = ["Plan", "WindowState", "begin", "per_model_row", "slots"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays the same during a run."""
+    """What no iteration changes; rows that leave the batch leave it here too."""
 
     model: DecodableModel
     layout: TokenLayout
@@ -28,6 +28,8 @@ class Plan:
     preset: Preset
     seeds: torch.Tensor
     guided: bool
+    cache: type[RaggedCache]
+    compact: bool
 
 
 @dataclass
@@ -63,7 +65,7 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
     batch, count = layout.forced.shape
     rows, width, _ = prompt.embeds.shape
     device = prompt.embeds.device
-    cache = plan.model.new_cache(rows, width - 1 + count + window)
+    cache = plan.model.new_cache(rows, width - 1 + count + window, plan.cache)
     if width > 1:
         with stopwatch:
             plan.model.forward(prompt.embeds[:, :-1], cache)

@@ -1,0 +1,118 @@
+"""A :class:`RaggedCache` whose columns lie in pages that rows take from a common pool and give back.
+
+Attention does not read pages yet, so every layer of every forward copies its valid columns into one dense buffer first: a read and a
+write of the whole cache per forward, as much as a cache that grows by concatenation pays. What is gained is memory: the pool can be
+smaller than rows × capacity where lengths differ, and rows that are finished give their pages back. The tokens are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sjd2_kernels import paged_kv_append, paged_kv_compact, paged_kv_gather, paged_kv_reserve, paged_kv_rollback, paged_kv_tables
+
+from .ragged import RaggedCache, RaggedLayer, Rows
+
+__all__ = ["PagedCache"]
+
+
+class PagedRows(Rows):
+    """Lengths, block table and free list, and the dense buffers that the layers take turns in."""
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | str, page_size: int, pages: int | None):
+        super().__init__(rows, capacity, device)
+        self.page_size = page_size
+        self.max_pages = -(-capacity // page_size)
+        self.pages = rows * self.max_pages if pages is None else pages
+        self.block_table, self.free_list = paged_kv_tables(rows, self.max_pages, self.pages, device=device)
+        self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def keep(self, count: int) -> None:
+        super().keep(count)
+        self.block_table = self.block_table[:count]
+        if self.dense is not None:
+            self.dense = self.dense[0][:count], self.dense[1][:count]
+
+    def gather_into(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The dense buffers ``[R, H, S, D]``, made at their first use. Attention is done with one layer before the next begins."""
+        if self.dense is None:
+            keys, values = (states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states))
+            self.dense = keys, values
+        return self.dense
+
+
+class PagedLayer(RaggedLayer):
+    """One layer's pools ``[N, H, P, D]``."""
+
+    rows: PagedRows
+
+    def __init__(self, rows: PagedRows, *, first: bool):
+        super().__init__(rows)
+        self.first = first
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        def pool(states: torch.Tensor) -> torch.Tensor:
+            return states.new_zeros(self.rows.pages, states.shape[1], self.rows.page_size, states.shape[3])
+
+        self.keys, self.values = pool(key_states), pool(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, window = self.rows, key_states.shape[2]
+        if self.first:  # one table serves all layers
+            paged_kv_reserve(rows.block_table, rows.free_list, rows.lengths, window, page_size=rows.page_size, overflow=rows.overflow)
+        pools = self.keys, self.values
+        paged_kv_append(*pools, key_states, value_states, rows.block_table, rows.lengths, overflow=rows.overflow)
+        dense = rows.gather_into(key_states, value_states)
+        paged_kv_gather(*dense, *pools, rows.block_table, rows.lengths + window, overflow=rows.overflow)
+        return dense
+
+    def keep(self, count: int) -> None:
+        """Pools have no rows."""
+
+
+class PagedCache(RaggedCache):
+    """See the module. Used like a :class:`RaggedCache`.
+
+    Args:
+        layers: number of attention layers.
+        rows: R.
+        capacity: S, columns per row; must hold prompt, image and one window.
+        device: of the buffers.
+        page_size: P, columns per page.
+        pages: N, pages in the pool; default: enough for all rows at full length.
+    """
+
+    _rows: PagedRows
+
+    def __init__(self, layers: int, rows: int, capacity: int, *, device: torch.device | str = "cpu", page_size: int = 16, pages: int | None = None):
+        self._page_size, self._pages = page_size, pages
+        super().__init__(layers, rows, capacity, device=device)
+
+    def _new_rows(self, rows: int, capacity: int, device: torch.device | str) -> Rows:
+        return PagedRows(rows, capacity, device, self._page_size, self._pages)
+
+    def _layer(self, index: int) -> RaggedLayer:
+        return PagedLayer(self._rows, first=index == 0)
+
+    def commit(self, counts: torch.Tensor) -> None:
+        """See :meth:`RaggedCache.commit`; pages that hold no valid column go back to the pool."""
+        rows = self._rows
+        paged_kv_rollback(rows.block_table, rows.free_list, rows.lengths, rows.lengths + counts, page_size=rows.page_size, window=self.capacity)
+
+    def compact(self, rows: torch.Tensor) -> None:
+        """See :meth:`RaggedCache.compact`; no column moves."""
+        paged_kv_compact(self._rows.block_table, self._rows.free_list, self.lengths, rows)
+        self._keep(rows)
+
+    def reset(self) -> None:
+        """Forget everything: all pages are free."""
+        super().reset()
+        rows = self._rows
+        table, free_list = paged_kv_tables(len(rows.lengths), rows.max_pages, rows.pages)
+        rows.block_table.copy_(table)
+        rows.free_list.copy_(free_list)
