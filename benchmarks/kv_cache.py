@@ -1,9 +1,10 @@
 """Cost of the KV cache around a forward, against Transformers' caches: ``make bench-kv``.
 
 Shapes of a 7B model with multi-head attention: 32 layers, 32 heads of 128, a window of 64 inputs behind 2000 committed tokens. Every
-workload goes through all layers, so that no layer's buffers are still in a processor cache when their turn comes again. ``plain copy``
-copies the bytes that an append copies from one contiguous tensor to another, layer by layer. ``heads inside``: the new keys and values
-lie in memory as ``[R, W, H, D]``, as projections make them, instead of ``[R, H, W, D]``; a copy that reorders them is slower too.
+workload goes through all layers, so that no layer's buffers are still in a processor cache when their turn comes again. New keys and
+values lie in memory as projections make them, ``[R, W, H, D]``, and so do the decoder's caches. ``plain copy`` copies the bytes that an
+append copies from one contiguous tensor to another, layer by layer. ``heads outside``: new columns and cache as ``[R, H, ·, D]``;
+``reordered``: from the one into the other, which Transformers' caches do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from conditions import conditions
+from sjd2.cache.ragged import new_buffer
 from sjd2_kernels import kv_append, kv_compact, kv_rollback, paged_kv_append, paged_kv_gather, paged_kv_reserve, paged_kv_rollback, paged_kv_tables
 
 HEADS, WIDTH, WINDOW, COMMITTED, ACCEPTED, PAGE = 32, 128, 64, 2000, 4, 16
@@ -35,25 +37,34 @@ class Workload:
     restore: Callable[[], object] = lambda: None
 
 
-def _new(layers: int, rows: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _new(layers: int, rows: int, dtype: torch.dtype, device: str) -> Pairs:
     """Keys and values as attention hands them on: [R, W, H, D] transposed."""
-    return [tuple(torch.randn(rows, WINDOW, HEADS, WIDTH).to(dtype).transpose(1, 2) for _ in range(2)) for _ in range(layers)]
+    return [tuple(torch.randn(rows, WINDOW, HEADS, WIDTH, device=device).to(dtype).transpose(1, 2) for _ in range(2)) for _ in range(layers)]
 
 
-def _buffers(layers: int, rows: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [tuple(torch.ones(rows, HEADS, CAPACITY, WIDTH, dtype=dtype) for _ in range(2)) for _ in range(layers)]
+def _buffers(rows: int, columns: int, new: Pairs) -> Pairs:
+    """A cache in the layout of ``new``, every byte of it touched."""
+    return [tuple(new_buffer(rows, columns, states).fill_(1) for states in pair) for pair in new]
 
 
-def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[[], Workload]]:
+def _contiguous(pairs: Pairs) -> Pairs:
+    return [tuple(tensor.contiguous() for tensor in pair) for pair in pairs]
+
+
+def workloads(layers: int, rows: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Callable[[], Workload]]:
     """Factories by name; each makes its own buffers, so that only one set exists at a time."""
     column = rows * HEADS * WIDTH * 2 * dtype.itemsize * layers
-    lengths = torch.full((rows,), COMMITTED)
+    lengths = torch.full((rows,), COMMITTED, device=device)
 
-    def plain_copy(transposed: bool = False) -> Workload:
-        new = _new(layers, rows, dtype)
-        targets = [tuple(torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in pair) for pair in new]
-        if not transposed:
-            new = [tuple(tensor.contiguous() for tensor in pair) for pair in new]
+    def states() -> Pairs:
+        return _new(layers, rows, dtype, device)
+
+    def plain_copy() -> Workload:
+        new = [tuple(tensor.transpose(1, 2) for tensor in pair) for pair in states()]
+        targets = [tuple(torch.zeros_like(tensor) for tensor in pair) for pair in new]
 
         def run() -> None:
             for target, pair in zip(targets, new, strict=True):
@@ -62,10 +73,11 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
 
         return Workload(run, WINDOW * column)
 
-    def append(backend: str, contiguous: bool = False) -> Workload:
-        buffers, new = _buffers(layers, rows, dtype), _new(layers, rows, dtype)
-        if contiguous:
-            new = [tuple(tensor.contiguous() for tensor in pair) for pair in new]
+    def append(backend: str, *, new_outside: bool = False, cache_outside: bool = False) -> Workload:
+        new = states()
+        buffers = _buffers(rows, CAPACITY, _contiguous(new) if cache_outside else new)
+        if new_outside:
+            new = _contiguous(new)
 
         def run() -> None:
             for buffer, pair in zip(buffers, new, strict=True):
@@ -76,7 +88,7 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
     def static_cache() -> Workload:
         """``index_copy_`` at one position for all rows."""
         config = LlamaConfig(num_hidden_layers=layers, num_attention_heads=HEADS, num_key_value_heads=HEADS, hidden_size=HEADS * WIDTH)
-        cache, new = StaticCache(config=config, max_cache_len=CAPACITY), _new(layers, rows, dtype)
+        cache, new = StaticCache(config=config, max_cache_len=CAPACITY), states()
 
         def restore() -> None:
             for layer in cache.layers:
@@ -93,8 +105,9 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
 
     def scatter() -> Workload:
         """``scatter_`` with an index as large as what it writes."""
-        buffers, new = _buffers(layers, rows, dtype), _new(layers, rows, dtype)
-        index = (lengths[:, None] + torch.arange(WINDOW))[:, None, :, None].expand(rows, HEADS, WINDOW, WIDTH).contiguous()
+        new = states()
+        buffers = _buffers(rows, CAPACITY, new)
+        index = (lengths[:, None] + torch.arange(WINDOW, device=device))[:, None, :, None].expand(rows, HEADS, WINDOW, WIDTH).contiguous()
 
         def run() -> None:
             for buffer, pair in zip(buffers, new, strict=True):
@@ -105,9 +118,9 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
 
     def dynamic_cache() -> Workload:
         """One iteration: concatenate every layer, crop to what was accepted."""
-        cache, new = DynamicCache(), _new(layers, rows, dtype)
+        cache, new = DynamicCache(), states()
         for index in range(layers):
-            cache.update(*(torch.ones(rows, HEADS, COMMITTED, WIDTH, dtype=dtype) for _ in range(2)), index)
+            cache.update(*(torch.ones(rows, HEADS, COMMITTED, WIDTH, dtype=dtype, device=device) for _ in range(2)), index)
 
         def run() -> None:
             for index, pair in enumerate(new):
@@ -129,11 +142,11 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
 
     def paged_iteration(backend: str) -> Workload:
         """The same on pages, gathered for an attention that cannot read them."""
-        table, free_list = paged_kv_tables(rows, -(-CAPACITY // PAGE), rows * -(-CAPACITY // PAGE))
+        table, free_list = paged_kv_tables(rows, -(-CAPACITY // PAGE), rows * -(-CAPACITY // PAGE), device=device)
         here, empty = lengths.clone(), torch.zeros_like(lengths)
         paged_kv_reserve(table, free_list, empty, COMMITTED, page_size=PAGE)
-        pools = [tuple(torch.ones(len(free_list) - 1, HEADS, PAGE, WIDTH, dtype=dtype) for _ in range(2)) for _ in range(layers)]
-        new, [dense] = _new(layers, rows, dtype), _buffers(1, rows, dtype)
+        new = states()
+        pools, [dense] = _buffers(len(free_list) - 1, PAGE, new), _buffers(rows, CAPACITY, new[:1])
 
         def run() -> None:
             paged_kv_reserve(table, free_list, here, WINDOW, page_size=PAGE, backend=backend)
@@ -150,16 +163,16 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
 
     def compact(backend: str) -> Workload:
         """The last row takes the place of the first: every layer in one call."""
-        buffers = [tensor for pair in _buffers(layers, rows + 1, dtype) for tensor in pair]
-        full, chosen = torch.full((rows + 1,), COMMITTED), torch.arange(1, rows + 1)
+        buffers = [tensor for pair in _buffers(rows + 1, CAPACITY, states()) for tensor in pair]
+        full, chosen = torch.full((rows + 1,), COMMITTED, device=device), torch.arange(1, rows + 1, device=device)
         here = full.clone()
         return Workload(lambda: kv_compact(buffers, here, chosen, backend=backend), COMMITTED * column, lambda: here.copy_(full))
 
     return {
         "plain copy": plain_copy,
-        "plain copy, heads inside": lambda: plain_copy(transposed=True),
-        "append, native": lambda: append("native", contiguous=True),
-        "append, native, heads inside": lambda: append("native"),
+        "append, native": lambda: append("native"),
+        "append, native, heads outside": lambda: append("native", new_outside=True, cache_outside=True),
+        "append, native, reordered": lambda: append("native", cache_outside=True),
         "append, torch": lambda: append("torch"),
         "append, StaticCache": static_cache,
         "append, scatter_": scatter,
@@ -171,13 +184,15 @@ def workloads(layers: int, rows: int, dtype: torch.dtype) -> dict[str, Callable[
     }
 
 
-def measure(workload: Workload, copy: Workload, repeats: int) -> tuple[list[float], list[float]]:
+def measure(workload: Workload, copy: Workload, repeats: int, device: str) -> tuple[list[float], list[float]]:
     """Seconds of each repeat, after one that is not counted, and of the plain copy right after it: on a shared machine only neighbours compare."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(repeats + 1):
         for times, timed in zip(seconds, (workload, copy), strict=True):
             started = time.perf_counter()
             timed.run()
+            if device != "cpu":
+                torch.cuda.synchronize()
             if number:
                 times.append(time.perf_counter() - started)
         workload.restore()
@@ -190,14 +205,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--dtype", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: PyTorch's")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows, copy = [], workloads(options.layers, options.rows, getattr(torch, options.dtype))["plain copy"]()
-    for name, make in workloads(options.layers, options.rows, getattr(torch, options.dtype)).items():
+    contenders = workloads(options.layers, options.rows, getattr(torch, options.dtype), options.device)
+    rows, copy = [], contenders["plain copy"]()
+    for name, make in contenders.items():
         workload = make()
-        seconds, beside = measure(workload, copy, 3 if "scatter_" in name else options.repeats)
+        seconds, beside = measure(workload, copy, 3 if "scatter_" in name else options.repeats, options.device)
         deciles = statistics.quantiles(seconds, n=10)
         p20, p50, p80 = deciles[1], deciles[4], deciles[7]
         speed = workload.bytes / p50
@@ -217,7 +234,7 @@ def main() -> None:
     if options.output:
         shapes = {"layers": options.layers, "rows": options.rows, "heads": HEADS, "width": WIDTH, "window": WINDOW, "committed": COMMITTED}
         shapes |= {"accepted": ACCEPTED, "page_size": PAGE, "dtype": options.dtype, "repeats": options.repeats}
-        figures = {"conditions": conditions("cpu"), "shapes": shapes, "workloads": rows, "times_cheaper_than_dynamic_cache": ratio}
+        figures = {"conditions": conditions(options.device), "shapes": shapes, "workloads": rows, "times_cheaper_than_dynamic_cache": ratio}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(figures, indent=1) + "\n")
 

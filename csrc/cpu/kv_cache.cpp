@@ -1,6 +1,7 @@
 #include "../kv_cache.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "../addressing.h"
@@ -130,21 +131,48 @@ int64_t heads_of(const std::vector<Tensor>& caches) { return caches.empty() ? 0 
 
 int64_t bytes_of_columns(const Tensor& tensor, int64_t columns) { return columns * tensor.size[1] * tensor.size[3] * tensor.itemsize; }
 
+// Heads that lie one behind the other inside a column, as projections make them, are one wide head.
+bool heads_are_inside(const Tensor& tensor) {
+  return tensor.stride[3] == tensor.itemsize && tensor.stride[1] == tensor.size[3] * tensor.itemsize;
+}
+
+Tensor with_one_head(Tensor tensor) {
+  tensor.size[3] *= tensor.size[1];
+  tensor.size[1] = 1;
+  return tensor;
+}
+
 // Between columns 0 ... counts[r] - 1 of a dense tensor and columns begins[r] ... of a cache.
 template <typename Begin, typename Count>
-void transfer(const Tensor* const caches[2], const Tensor* const dense[2], bool to_cache, int64_t rows, Begin begin, Count count, const Matrix& table,
+void transfer(std::array<Tensor, 2> caches, std::array<Tensor, 2> dense, bool to_cache, int64_t rows, Begin begin, Count count, const Matrix& table,
               int threads) {
-  int64_t bytes = 0;
-  for (int64_t row = 0; row < rows; ++row)
-    for (int which = 0; which < 2; ++which) bytes += bytes_of_columns(*caches[which], count(row));
-  const int64_t heads = caches[0]->size[1];
-  parallel_for(2 * rows * heads, bytes, threads, [&](int64_t item) {
-    const Tensor& cache = *caches[item / (rows * heads)];
-    const Tensor& other = *dense[item / (rows * heads)];
-    const int64_t row = item / heads % rows, head = item % heads;
-    for_each_run(table, cache.size[2], row, begin(row), count(row), [&](int64_t page, int64_t slot, int64_t offset, int64_t run) {
+  // A wide head is cut into runs of columns, so that there is work for many threads.
+  constexpr int64_t kPiece = 1 << 17;
+  int64_t bytes = 0, longest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    longest = std::max(longest, count(row));
+    for (const Tensor& cache : caches) bytes += bytes_of_columns(cache, count(row));
+  }
+  for (int which = 0; which < 2; ++which) {
+    if (!heads_are_inside(caches[which]) || !heads_are_inside(dense[which])) continue;
+    caches[which] = with_one_head(caches[which]), dense[which] = with_one_head(dense[which]);
+  }
+  int64_t each[2], pieces[2], items[2];
+  for (int which = 0; which < 2; ++which) {
+    each[which] = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, caches[which].size[3] * caches[which].itemsize));
+    pieces[which] = (longest + each[which] - 1) / each[which];
+    items[which] = rows * caches[which].size[1] * pieces[which];
+  }
+  parallel_for(items[0] + items[1], bytes, threads, [&](int64_t item) {
+    const int which = item >= items[0];
+    const Tensor &cache = caches[which], &other = dense[which];
+    const int64_t heads = cache.size[1], index = item - which * items[0];
+    const int64_t first = index % pieces[which] * each[which], head = index / pieces[which] % heads, row = index / pieces[which] / heads;
+    const int64_t columns = std::min(each[which], count(row) - first);
+    if (columns <= 0) return;
+    for_each_run(table, cache.size[2], row, begin(row) + first, columns, [&](int64_t page, int64_t slot, int64_t offset, int64_t run) {
       const Columns stored = columns_at(cache, page, head, slot);
-      const Columns plain = columns_at(other, row, head, offset);
+      const Columns plain = columns_at(other, row, head, first + offset);
       copy_columns(to_cache ? stored : plain, to_cache ? plain : stored, run, cache.size[3], cache.itemsize);
     });
   });
@@ -179,10 +207,8 @@ int64_t append(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
   int64_t bad = first_row_with_a_wrong_page(table, key_cache.size[0]);
   if (bad == kFits) bad = first_row_that_does_not_fit(key_cache, lengths, window, table);
   if (bad != kFits) return bad;
-  const Tensor* const caches[2] = {&key_cache, &value_cache};
-  const Tensor* const dense[2] = {&keys, &values};
   const auto count = [&](int64_t row) { return at(lengths, row) < 0 ? 0 : window; };
-  transfer(caches, dense, true, lengths.size, [&](int64_t row) { return at(lengths, row); }, count, table, threads);
+  transfer({key_cache, value_cache}, {keys, values}, true, lengths.size, [&](int64_t row) { return at(lengths, row); }, count, table, threads);
   return kFits;
 }
 
@@ -193,10 +219,8 @@ int64_t gather(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
     const int64_t length = at(lengths, row);
     if (length >= 0 && (length > keys.size[2] || !exists(table, key_cache.size[0], key_cache.size[2], row, 0, length))) return row;
   }
-  const Tensor* const caches[2] = {&key_cache, &value_cache};
-  const Tensor* const dense[2] = {&keys, &values};
   const auto count = [&](int64_t row) { return std::max<int64_t>(at(lengths, row), 0); };
-  transfer(caches, dense, false, lengths.size, [](int64_t) { return 0; }, count, table, threads);
+  transfer({key_cache, value_cache}, {keys, values}, false, lengths.size, [](int64_t) { return 0; }, count, table, threads);
   return kFits;
 }
 

@@ -13,7 +13,7 @@ import torch
 
 from sjd2_kernels import paged_kv_append, paged_kv_compact, paged_kv_gather, paged_kv_reserve, paged_kv_rollback, paged_kv_tables
 
-from .ragged import RaggedCache, RaggedLayer, Rows
+from .ragged import RaggedCache, RaggedLayer, Rows, new_buffer
 
 __all__ = ["PagedCache"]
 
@@ -38,8 +38,8 @@ class PagedRows(Rows):
     def gather_into(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The dense buffers ``[R, H, S, D]``, made at their first use. Attention is done with one layer before the next begins."""
         if self.dense is None:
-            keys, values = (states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states))
-            self.dense = keys, values
+            rows = len(key_states)
+            self.dense = new_buffer(rows, self.capacity, key_states), new_buffer(rows, self.capacity, value_states)
         return self.dense
 
 
@@ -53,10 +53,8 @@ class PagedLayer(RaggedLayer):
         self.first = first
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def pool(states: torch.Tensor) -> torch.Tensor:
-            return states.new_zeros(self.rows.pages, states.shape[1], self.rows.page_size, states.shape[3])
-
-        self.keys, self.values = pool(key_states), pool(value_states)
+        pages, size = self.rows.pages, self.rows.page_size
+        self.keys, self.values = new_buffer(pages, size, key_states), new_buffer(pages, size, value_states)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,6 +25,18 @@ class Rows:
         self.lengths, self.overflow = self.lengths[:count], self.overflow[:count]
 
 
+def new_buffer(rows: int, columns: int, states: torch.Tensor) -> torch.Tensor:
+    """``[rows, H, columns, D]`` for columns such as ``states [R, H, W, D]`` has.
+
+    Heads lie inside columns if they do in ``states``, as projections make them: what is appended then is one piece of memory. It holds
+    zeros, for columns beyond a row's length are masked, and 0 · garbage must not become NaN.
+    """
+    _, heads, _, width = states.shape
+    if states.stride(1) < states.stride(2):
+        return states.new_zeros(rows, columns, heads, width).transpose(1, 2)
+    return states.new_zeros(rows, heads, columns, width)
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's buffers ``[R, H, S, D]``, allocated at the first update from the shapes the model passes."""
 
@@ -36,12 +48,8 @@ class RaggedLayer(CacheLayerMixin):
         self.rows = rows
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def buffer(states: torch.Tensor) -> torch.Tensor:
-            rows, heads, _, width = states.shape
-            # Zeros: columns beyond a row's length are masked, and 0 · garbage must not become NaN.
-            return states.new_zeros(rows, heads, self.rows.capacity, width)
-
-        self.keys, self.values = buffer(key_states), buffer(value_states)
+        rows, columns = len(key_states), self.rows.capacity
+        self.keys, self.values = new_buffer(rows, columns, key_states), new_buffer(rows, columns, value_states)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
