@@ -209,8 +209,8 @@ def draw_kernel(
                 )  # fmt: skip
                 p = probability(z, threshold[:, None], cut[:, None], logsumexp[:, None], ids)
                 p = tl.where(wanted, p, 0.0)
-                place = masses_ptr + row * (2 * BLOCKS) + block
-                tl.store(place, tl.sum(p, axis=1), mask=draws)
+                sum_ptr = masses_ptr + row * (2 * BLOCKS) + block
+                tl.store(sum_ptr, tl.sum(p, axis=1), mask=draws)
                 if VERIFY:
                     if any_residual:
                         rejected = mode == RESIDUAL
@@ -221,7 +221,7 @@ def draw_kernel(
                             HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
                         )  # fmt: skip
                         residual = tl.where(wanted, tl.maximum(p - q, 0.0), 0.0)
-                        tl.store(place + BLOCKS, tl.sum(residual, axis=1), mask=rejected)
+                        tl.store(sum_ptr + BLOCKS, tl.sum(residual, axis=1), mask=rejected)
     if RULE == RULE_GUMBEL or RULE == RULE_GUMBEL_TAIL:
         if tl.max((mode == FROZEN).to(tl.int32), axis=0) > 0:
             for block in range(first, end):

@@ -158,7 +158,7 @@ def split_sweep_kernel(
     HAS_ALLOWED: tl.constexpr,
 ):
     """One split ``[1, BLOCK_V]`` of one row per program."""
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     split = tl.program_id(1)
     b, w = row // W, row % W
     scale, temperature = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b)
@@ -167,12 +167,12 @@ def split_sweep_kernel(
     present = ids < vocab
     z = scaled_logits(
         logits_ptr, uncond_ptr, allowed_ptr,
-        b * stride_b + w * stride_w + ids.to(tl.int64) * stride_v,
-        b * uncond_stride_b + w * uncond_stride_w + ids.to(tl.int64) * uncond_stride_v,
-        ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
+        (b * stride_b + w * stride_w)[:, None] + ids.to(tl.int64) * stride_v,
+        (b * uncond_stride_b + w * uncond_stride_w)[:, None] + ids.to(tl.int64) * uncond_stride_v,
+        ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     finite = z < float("inf")
-    part = row * SPLITS + split + tl.arange(0, 1)
+    part = row * SPLITS + split
     tl.store(part_bad_ptr + part, tl.max((finite == 0).to(tl.int32), axis=1))
     z = tl.where(finite, z, float("-inf"))
     maximum = tl.max(z, axis=1)
@@ -196,7 +196,7 @@ def split_sweep_kernel(
         cut = nth_tied(tied, local, wanted - tl.sum(above.to(tl.int32), axis=1), ID_BITS)
         chosen = above | (tied & (local <= cut[:, None]))
         place = tl.cumsum(chosen.to(tl.int32), axis=1) - 1
-        tl.store(candidates_ptr + (row * SPLITS + split) * PER_SPLIT + place, local.to(tl.int16), mask=chosen)
+        tl.store(candidates_ptr + part[:, None] * PER_SPLIT + place, local.to(tl.int16), mask=chosen)
         tl.store(part_border_ptr + part, border)
 
 
