@@ -1,5 +1,6 @@
 """sjd2-kernels: the ops of speculative Jacobi decoding. They know tensors, and nothing of models."""
 
+from .denoise import denoise
 from .kv_cache import kv_append
 from .processing import LogitsProcessing, RowStatistics
 from .random import Purpose
@@ -16,6 +17,7 @@ __all__ = [
     "RowStatistics",
     "Rule",
     "Verification",
+    "denoise",
     "kv_append",
     "sample",
     "verify",

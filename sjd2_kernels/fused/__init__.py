@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["INTERPRETED", "triton_obstacle"]
+__all__ = ["INTERPRETED", "fused_backends", "triton_obstacle"]
 
 _INSTALLED = find_spec("triton") is not None
 
@@ -28,3 +28,11 @@ def triton_obstacle(*tensors: torch.Tensor) -> str | None:
         if tensor.device.type != "cuda" and not INTERPRETED:
             return f"Triton needs a GPU, and a tensor is on {tensor.device.type}"
     return None
+
+
+def fused_backends(*tensors: torch.Tensor) -> dict[str, str | None]:
+    """The back-ends of an op with a definition and Triton kernels, for ``resolve_backend``: kernels first on a GPU, the definition elsewhere."""
+    obstacle = triton_obstacle(*tensors)
+    if tensors[0].device.type == "cuda":
+        return {"triton": obstacle, "torch": None}
+    return {"torch": None, "triton": obstacle}

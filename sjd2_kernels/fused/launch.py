@@ -21,8 +21,8 @@ from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_k
 
 __all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fused", "statistics_plan", "verify_fused"]
 
-#: Longest row that one program holds in its registers; with top-p it holds masses beside the logits.
-SINGLE, SINGLE_TOP_P = 32_768, 16_384
+#: Longest row that one program holds in its registers without spilling: 16 logits and as many masses a thread.
+SINGLE = 16_384
 #: Ids per program of a longer row.
 SPLIT = 16_384
 #: Candidates per row that the splits leave together.
@@ -64,12 +64,12 @@ class StatisticsPlan:
         return floats | integers | {"candidates_ptr": ((*part, self.per_split) if search else (1,), torch.int16)}
 
 
-def statistics_plan(rows: int, vocab: int, uses_top_p: bool) -> StatisticsPlan:
+def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
     """The plan for ``rows`` rows of ``vocab`` ids."""
-    if vocab <= (SINGLE_TOP_P if uses_top_p else SINGLE):
+    if vocab <= SINGLE:
         block = max(16, next_power(vocab))
         rows = _rows_per_program(block, rows)
-        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 8192 else 16
+        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 8192 else 32
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
     return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 16)
@@ -173,7 +173,7 @@ def _statistics(
         torch.empty(batch, window, dtype=torch.int64, device=device),
         torch.empty(batch, window, dtype=torch.float32, device=device),
     )
-    plan = statistics_plan(rows, vocab, processing.uses_top_p)
+    plan = statistics_plan(rows, vocab)
     top_k, top_p = processing.max_top_k > 0, processing.uses_top_p
     judged = accept or dict.fromkeys(
         ("drafts_ptr", "q_row_ptr", "seeds_ptr", "iteration_ptr", "position_ptr", "uniform_log_ptr", "flags_ptr"), counters
@@ -230,7 +230,7 @@ def _statistics(
         BLOCK_V=plan.block,
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
-        num_warps=8,
+        num_warps=16,
         **FLOAT_OPTIONS,
     )
     return result

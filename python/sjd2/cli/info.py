@@ -37,7 +37,8 @@ def collect() -> dict[str, str]:
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
-    facts["op back-ends"] = "pytorch"
+    for op, backends in backend_facts().items():
+        facts[op] = backends
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"
     for index in range(torch.cuda.device_count()):
