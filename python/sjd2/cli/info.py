@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 import sjd2_kernels
+from sjd2_kernels.backends import resolve_backend
+from sjd2_kernels.fused import fused_backends
 
 __all__ = ["add_parser", "collect"]
 
@@ -31,14 +33,22 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _fused_backends() -> str:
+    """The back-end that ``auto`` takes where the pipeline would run, and what keeps the others from running."""
+    here = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    backends = fused_backends(here)
+    chosen = resolve_backend("verify", None, backends)
+    others = [f"{name}: {obstacle or 'can run'}" for name, obstacle in backends.items() if name != chosen]
+    return f"{chosen} ({'; '.join(others)})"
+
+
 def collect() -> dict[str, str]:
     """Names and values, in the order they are printed."""
     facts = {package: _version(package) for package in _PACKAGES}
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
-    for op, backends in backend_facts().items():
-        facts[op] = backends
+    facts["verify, sample, denoise"] = _fused_backends()
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"
     for index in range(torch.cuda.device_count()):
