@@ -53,11 +53,28 @@ def launches(monkeypatch) -> list[tuple[str, tuple, dict]]:
 
 @pytest.fixture
 def small_splits(monkeypatch) -> None:
-    """Rows are split from 257 ids on, and leave 64 candidates, so that small tests take the way of large vocabularies."""
+    """Rows are split from 257 ids on, and leave 256 candidates, so that small tests take the way of large vocabularies."""
     from sjd2_kernels.fused import launch
 
-    for name, value in {"SINGLE": 256, "SPLIT": 256, "CANDIDATES": 64, "BLOCKS_PER_PROGRAM": 1}.items():
+    for name, value in {"SINGLE": 256, "SPLIT": 256, "CANDIDATES": 256, "BLOCKS_PER_PROGRAM": 1}.items():
         monkeypatch.setattr(launch, name, value)
+
+
+@pytest.fixture
+def sweeps(monkeypatch) -> list[bool]:
+    """One entry per search by sweeps; stays empty on a GPU, where a compiled kernel cannot be watched."""
+    from sjd2_kernels.fused import INTERPRETED, statistics
+
+    seen: list[bool] = []
+    if INTERPRETED:
+        search = statistics._border_by_sweeps
+
+        def watched(*arguments, **named):
+            seen.append(True)
+            return search(*arguments, **named)
+
+        monkeypatch.setattr(statistics, "_border_by_sweeps", watched)
+    return seen
 
 
 @pytest.fixture(autouse=True)
