@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import INTERPRETED
-from .logits import FLOAT_OPTIONS, philox, uniform_from_bits
+from .logits import LAUNCH_OPTIONS, philox, uniform_from_bits
 
 __all__ = ["denoise_fused"]
 
@@ -132,6 +132,6 @@ def denoise_fused(
             ROWS=together,
             BLOCK_D=block,
             num_warps=4,
-            **FLOAT_OPTIONS,
+            **LAUNCH_OPTIONS,
         )
     return out

@@ -16,21 +16,21 @@ from ..sampling.inverse_cdf import BLOCK
 from ..verify.records import LastForward, Rule
 from . import INTERPRETED
 from .draw import draw_kernel
-from .logits import FLOAT_OPTIONS
+from .logits import LAUNCH_OPTIONS
 from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_kernel
 
 __all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fused", "statistics_plan", "verify_fused"]
 
-#: Longest row that one program holds in its registers without spilling: 16 logits and as many masses a thread.
-SINGLE = 16_384
-#: Ids per program of a longer row.
-SPLIT = 16_384
+#: Longest row that one program holds in its registers without spilling.
+SINGLE = 8_192
+#: Ids per program of a longer row: with 16 of them a thread two programs share a multiprocessor.
+SPLIT = 8_192
 #: Candidates per row that the splits leave together.
 CANDIDATES = 8_192
 #: Blocks of ``BLOCK`` ids per drawing program.
 BLOCKS_PER_PROGRAM = 8
 #: Elements of a tile up to which short rows share a program; interpreted programs cost the same whatever their size.
-TILE = 65_536 if INTERPRETED else 2_048
+TILE = 65_536 if INTERPRETED else 1_024
 
 _RULES = {Rule.FRESH: 0, Rule.COUPLED: 1, Rule.GUMBEL_TAIL: 2, Rule.GUMBEL: 3, Rule.KEEP_RATIO: 4}
 
@@ -69,7 +69,7 @@ def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
     if vocab <= SINGLE:
         block = max(16, next_power(vocab))
         rows = _rows_per_program(block, rows)
-        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 8192 else 32
+        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 4096 else 16
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
     return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 16)
@@ -203,7 +203,7 @@ def _statistics(
         **inputs.last_flags,
     }
     if plan.splits == 1:
-        row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, num_warps=plan.warps, **FLOAT_OPTIONS)
+        row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, num_warps=plan.warps, **LAUNCH_OPTIONS)
         return result
     parts = _allocate(plan.scratch(rows, top_k or top_p), device)
     split_sweep_kernel[(rows, plan.splits)](
@@ -219,7 +219,7 @@ def _statistics(
         SEARCH=top_k or top_p,
         **inputs.flags,
         num_warps=plan.warps,
-        **FLOAT_OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     padded = next_power(plan.splits)
     split_merge_kernel[(rows,)](
@@ -231,7 +231,7 @@ def _statistics(
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
         num_warps=16,
-        **FLOAT_OPTIONS,
+        **LAUNCH_OPTIONS,
     )
     return result
 
@@ -311,7 +311,7 @@ def verify_fused(
             **inputs.flags,
             **inputs.last_flags,
             num_warps=4,
-            **FLOAT_OPTIONS,
+            **LAUNCH_OPTIONS,
         )
     return tokens, kept, committed, statistics, invalid
 
@@ -395,6 +395,6 @@ def sample_fused(
             **inputs.flags,
             **inputs.last_flags,
             num_warps=4,
-            **FLOAT_OPTIONS,
+            **LAUNCH_OPTIONS,
         )
     return tokens

@@ -59,6 +59,13 @@ def nth_tied(tied, ids, wanted, ID_BITS: tl.constexpr):
 
 
 @triton.jit
+def _kept_mass(key, ids, maximum, k_border, k_cut):
+    """exp(z − maximum) of what top-k left, 0 elsewhere."""
+    kept = (key > k_border[:, None]) | ((key == k_border[:, None]) & (key > LOWEST_KEY) & (ids <= k_cut[:, None]))
+    return tl.where(kept, tl.exp(key_value(key) - maximum[:, None]), 0.0)
+
+
+@triton.jit
 def borders(
     z,  # [R, N], −inf where there is nothing
     present,  # [R, N]
@@ -73,34 +80,32 @@ def borders(
     ID_BITS: tl.constexpr,
 ):
     """Threshold, cut and log-sum-exp of every row, and the lowest key that the search relied on."""
+    # From here on the key stands for z and for what is present: one tile in registers, and the masses beside it only for top-p.
     key = tl.where(present, ordered_key(z), LOWEST_KEY)
     threshold = maximum * 0.0 + float("-inf")
     cut = top_k * 0 + vocab
     relied = top_k * 0 + HIGHEST_KEY
-    kept = present
-    mass = tl.where(present, tl.exp(z - maximum[:, None]), 0.0)
+    k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
     kept_mass = row_mass
     if TOP_K:
         limited = (top_k > 0) & (top_k < vocab)
         k = tl.where(limited, top_k, 0)
         border = kth_largest(key, k)
-        tied = key == border[:, None]
         greater = tl.sum((key > border[:, None]).to(tl.int32), axis=1)
-        border_cut = nth_tied(tied & limited[:, None], ids, k - greater, ID_BITS)
-        threshold = tl.where(limited, key_value(border), threshold)
-        cut = tl.where(limited, border_cut, cut)
+        border_cut = nth_tied(limited[:, None] & (key == border[:, None]), ids, k - greater, ID_BITS)
+        k_border, k_cut = tl.where(limited, border, k_border), tl.where(limited, border_cut, k_cut)
+        threshold, cut = tl.where(limited, key_value(border), threshold), k_cut
         relied = tl.where(limited, border, relied)
-        kept = kept & ((limited[:, None] == 0) | (key > border[:, None]) | (tied & (ids <= border_cut[:, None])))
-        mass = tl.where(kept, mass, 0.0)
-        kept_mass = tl.where(limited, tl.sum(mass, axis=1), kept_mass)
+        kept_mass = tl.where(limited, tl.sum(_kept_mass(key, ids, maximum, k_border, k_cut), axis=1), row_mass)
     if TOP_P:
         applies = top_p < 1.0
         target = top_p * kept_mass
+        mass = _kept_mass(key, ids, maximum, k_border, k_cut)
         border = nucleus_threshold(key, mass, target)
         above = tl.sum(tl.where(key > border[:, None], mass, 0.0), axis=1)
         # Equal keys have equal mass: the fewest of them that reach the target.
-        tied = kept & (key == border[:, None])
-        each = tl.max(tl.where(tied, mass, 0.0), axis=1)
+        tied = (key == border[:, None]) & ((key > k_border[:, None]) | (ids <= k_cut[:, None]))
+        each = tl.exp(key_value(border) - maximum)
         wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1e-38)))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
         border_cut = nth_tied(tied & applies[:, None], ids, wanted, ID_BITS)
@@ -108,6 +113,5 @@ def borders(
         cut = tl.where(applies, border_cut, cut)
         relied = tl.where(applies, tl.minimum(relied, border), relied)
         inside = (key > border[:, None]) | (tied & (ids <= border_cut[:, None]))
-        mass = tl.where(inside | (applies[:, None] == 0), mass, 0.0)
-        kept_mass = tl.where(applies, tl.sum(mass, axis=1), kept_mass)
+        kept_mass = tl.where(applies, tl.sum(tl.where(inside, mass, 0.0), axis=1), kept_mass)
     return threshold, cut, maximum + tl.log(kept_mass), relied
