@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-full test-oldest bench card lint clean
+.PHONY: setup demo test test-triton test-full check-triton test-oldest bench bench-ops card lint clean
 
 setup: $(VENV)/.installed
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py $(shell find sjd2_ke
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint,triton]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -26,9 +26,19 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -m "not full"
+	$(MAKE) test-triton
+
+# The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported: a process of its own.
+test-triton: setup
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "not full" tests/triton
 
 test-full: setup
 	HYPOTHESIS_PROFILE=full $(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton
+
+# Every Triton kernel compiled for four GPUs that need not be there: registers, spills, shared memory.
+check-triton: setup
+	$(BIN)/python tools/check_triton.py
 
 # The oldest Transformers that pyproject.toml admits.
 test-oldest:
@@ -42,6 +52,10 @@ test-oldest:
 bench: setup
 	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
 	$(BIN)/python benchmarks/tables.py
+
+# Times of the ops beside their floors and peers; worth something on a GPU only.
+bench-ops: setup
+	$(BIN)/python benchmarks/fused_ops.py -o out/fused_ops.json --csv out/fused_ops.csv
 
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup

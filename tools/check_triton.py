@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from sjd2_kernels import LastForward, LogitsProcessing, Purpose, Rule
 from sjd2_kernels.fused import INTERPRETED, denoise, draw, launch, statistics
-from sjd2_kernels.fused.logits import LAUNCH_OPTIONS
+from sjd2_kernels.fused.logits import launch_options
 from sjd2_kernels.processing import RowStatistics
 
 #: Target, and the bytes of shared memory that one program can have there.
@@ -53,7 +53,7 @@ class _Recorder:
 
     def __getitem__(self, grid):
         def call(*positional, num_warps, **named):
-            named = {name: value for name, value in named.items() if name not in LAUNCH_OPTIONS}
+            named = {name: value for name, value in named.items() if name not in launch_options(num_warps)}
             arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | named
             types, constants, aligned = {}, {}, []
             for index, parameter in enumerate(self.kernel.params):
@@ -149,8 +149,9 @@ def _cuda_resources(compiled) -> tuple[int, int]:
 
 
 def _hip_resources(compiled) -> tuple[int, int]:
+    """Vector registers per thread and bytes of scratch memory. Scalar registers spill into lanes of vector registers, not into memory."""
     text = compiled.asm["amdgcn"]
-    spilled = sum(int(number) for number in re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s*(\d+)", text))
+    spilled = sum(int(number) for number in re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", text))
     return int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]), spilled
 
 
@@ -162,7 +163,7 @@ def check(target_name: str, call: tuple) -> dict:
     source = ASTSource(kernel, dict(types), dict(constants), {place: [["tt.divisibility", 16]] for place in aligned})
     shown = {kernel.arg_names[place[0]]: value for place, value in constants if not kernel.arg_names[place[0]].endswith(("_b", "_w", "_v", "_d"))}
     row = {"kernel": name, "target": target_name, "warps": warps, "constants": shown}
-    options = {"num_warps": warps, **LAUNCH_OPTIONS}
+    options = launch_options(warps)
     if target.backend == "hip":  # has no such limit
         del options["maxnreg"]
     try:

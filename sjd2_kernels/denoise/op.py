@@ -34,7 +34,9 @@ def _denoise(
 ) -> torch.Tensor:
     run = denoise_reference
     if backend == "triton":
-        from ..fused.denoise import denoise_fused as run  # Triton is imported when it is used, and not before
+        from ..fused import denoise as fused  # imports Triton, which need not be installed
+
+        run = fused.denoise_fused
     return run(
         embeds,
         weight,

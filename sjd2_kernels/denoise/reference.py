@@ -24,7 +24,7 @@ def denoise_reference(
 ) -> torch.Tensor:
     """See :func:`sjd2_kernels.denoise`. Computes in float32, in float64 for float64 embeddings."""
     dtype = torch.float64 if embeds.dtype == torch.float64 else torch.float32
-    batch, window, width = embeds.shape
+    _, window, width = embeds.shape
     slot = torch.arange(window, device=embeds.device)
     source = slot + committed[:, None]
     fresh = source >= window

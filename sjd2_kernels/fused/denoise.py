@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import INTERPRETED
-from .logits import LAUNCH_OPTIONS, philox, uniform_from_bits
+from .logits import launch_options, philox, uniform_from_bits
 
 __all__ = ["denoise_fused"]
 
@@ -110,7 +110,7 @@ def denoise_fused(
     if out.numel() == 0:
         return out
     block = min(1024, max(16, 1 << (width - 1).bit_length()))
-    together = min(65_536 // block, 1 << (rows - 1).bit_length()) if INTERPRETED else max(1, 1024 // block)
+    together = min(65_536 // block, 1 << (rows - 1).bit_length()) if INTERPRETED else 1
     with torch.cuda.device_of(embeds):
         denoise_kernel[(-(-rows // together), -(-width // block))](
             embeds,
@@ -131,7 +131,6 @@ def denoise_fused(
             *weight.stride(),
             ROWS=together,
             BLOCK_D=block,
-            num_warps=4,
-            **LAUNCH_OPTIONS,
+            **launch_options(4),
         )
     return out

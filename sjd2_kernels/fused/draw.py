@@ -5,9 +5,10 @@
     residual draws             8 B per id (p and q), for these rows only
     frozen-noise draws         4 B per id and a quarter of a Philox call
 
-Draws follow ``sampling/inverse_cdf.py``: a program sums p (and max(0, p − q)) over blocks of ``BLOCK`` ids and leaves one number per block; the last of a
-row's programs to arrive picks the block with the row's one uniform and looks at that block again. The last program of all counts what is final. Who
-arrives last changes nothing in the result: every sum has a fixed order and integer counters are the only atomics.
+Draws follow ``sampling/inverse_cdf.py``: a program sums p (and max(0, p − q)) over blocks of ``BLOCK`` ids and leaves one number per block;
+the last of a row's programs to arrive picks the block with the row's one uniform and looks at that block again. The last program of all
+counts what is final. Who arrives last changes nothing in the result: every sum has a fixed order and integer counters are the only
+atomics. Not measured on a GPU.
 """
 
 import triton

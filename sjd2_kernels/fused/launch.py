@@ -16,15 +16,15 @@ from ..sampling.inverse_cdf import BLOCK
 from ..verify.records import LastForward, Rule
 from . import INTERPRETED
 from .draw import draw_kernel
-from .logits import LAUNCH_OPTIONS
+from .logits import launch_options
 from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_kernel
 
 __all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fused", "statistics_plan", "verify_fused"]
 
 #: Longest row that one program holds in its registers without spilling.
 SINGLE = 8_192
-#: Ids per program of a longer row: with 16 of them a thread two programs share a multiprocessor.
-SPLIT = 8_192
+#: Ids per program of a longer row: 16 a thread.
+SPLIT = 4_096
 #: Candidates per row that the splits leave together.
 CANDIDATES = 8_192
 #: Blocks of ``BLOCK`` ids per drawing program.
@@ -72,7 +72,7 @@ def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
         warps = 4 if block * rows <= 2048 else 8 if block * rows <= 4096 else 16
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
-    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 16)
+    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 8)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _statistics(
         **inputs.last_flags,
     }
     if plan.splits == 1:
-        row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, num_warps=plan.warps, **LAUNCH_OPTIONS)
+        row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, **launch_options(plan.warps))
         return result
     parts = _allocate(plan.scratch(rows, top_k or top_p), device)
     split_sweep_kernel[(rows, plan.splits)](
@@ -218,8 +218,7 @@ def _statistics(
         PER_SPLIT=plan.per_split,
         SEARCH=top_k or top_p,
         **inputs.flags,
-        num_warps=plan.warps,
-        **LAUNCH_OPTIONS,
+        **launch_options(plan.warps),
     )
     padded = next_power(plan.splits)
     split_merge_kernel[(rows,)](
@@ -230,8 +229,7 @@ def _statistics(
         BLOCK_V=plan.block,
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
-        num_warps=16,
-        **LAUNCH_OPTIONS,
+        **launch_options(16),
     )
     return result
 
@@ -310,8 +308,7 @@ def verify_fused(
             PURPOSE=int(Purpose.VERIFY),
             **inputs.flags,
             **inputs.last_flags,
-            num_warps=4,
-            **LAUNCH_OPTIONS,
+            **launch_options(4),
         )
     return tokens, kept, committed, statistics, invalid
 
@@ -394,7 +391,6 @@ def sample_fused(
             PURPOSE=int(purpose),
             **inputs.flags,
             **inputs.last_flags,
-            num_warps=4,
-            **LAUNCH_OPTIONS,
+            **launch_options(4),
         )
     return tokens

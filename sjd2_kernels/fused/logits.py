@@ -1,16 +1,22 @@
 """Device functions: raw logits to scaled logits, their order as integers, and random words.
 
 Tiles are ``[R, N]``: R rows by N ids, reduced along ids. Every function repeats its definition (``processing.py``, ``random.py``) operation by
-operation; with fused multiply-adds off (``LAUNCH_OPTIONS``) scaled logits are bit for bit those of the definition.
+operation; with fused multiply-adds off (``launch_options``) scaled logits are bit for bit those of the definition.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-#: Launch options of every kernel. A contracted multiply-add would give other scaled logits than the definition's two roundings. The limit is what 512 threads
-#: can have each; stated, it also keeps NVIDIA's assembler from spilling for the sake of occupancy.
-LAUNCH_OPTIONS: dict[str, int | bool] = {"enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 128})
+
+def launch_options(warps: int) -> dict[str, int | bool]:
+    """Options of every launch. A contracted multiply-add would give other scaled logits than the definition's two roundings.
+
+    The register limit is what the threads of one program can have; stated, it keeps NVIDIA's assembler from spilling for the sake of occupancy.
+    """
+    limit = {} if torch.version.hip else {"maxnreg": min(255, 65_536 // (32 * warps))}
+    return {"num_warps": warps, "enable_fp_fusion": False} | limit
+
 
 LOWEST_KEY = tl.constexpr(-(2**31))
 HIGHEST_KEY = tl.constexpr(2**31 - 1)

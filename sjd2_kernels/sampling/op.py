@@ -60,7 +60,9 @@ def _sample(
     processing = LogitsProcessing(guidance_scale, temperature, top_k, top_p, allowed, max_top_k, uses_top_p, uses_guidance)
     run = sample_reference
     if backend == "triton":
-        from ..fused.launch import sample_fused as run  # Triton is imported when it is used, and not before
+        from ..fused import launch  # imports Triton, which need not be installed
+
+        run = launch.sample_fused
     return run(logits, logits_uncond, processing, seeds=seeds, iteration=iteration, position=position, purpose=Purpose(purpose))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -61,9 +62,11 @@ def _verify(
     last = None
     if last_logits is not None and last_threshold is not None and last_cut is not None and last_logsumexp is not None:
         last = LastForward(last_logits, last_logits_uncond, RowStatistics(last_threshold, last_cut, last_logsumexp))
-    run = verify_reference
+    run: Callable[..., tuple] = verify_reference
     if backend == "triton":
-        from ..fused.launch import verify_fused as run  # Triton is imported when it is used, and not before
+        from ..fused import launch  # imports Triton, which need not be installed
+
+        run = launch.verify_fused
     tokens, kept, committed, statistics, invalid = run(
         logits,
         logits_uncond,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
-from support.embeddings import denoising_case
 
 from sjd2_kernels import denoise
 from sjd2_kernels.random import normal_noise
+from support.embeddings import denoising_case
 
 
 def test_the_step_is_the_published_one_in_the_normalised_space():

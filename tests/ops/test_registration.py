@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import torch
+
 from support.registration import compile_in_full, opchecks
 
 

@@ -15,14 +15,27 @@ def to(value, device):
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, LastForward):
-        return LastForward(to(value.logits, device), to(value.logits_uncond, device), type(value.statistics)(*(to(v, device) for v in value.statistics)))
+        return LastForward(
+            to(value.logits, device), to(value.logits_uncond, device), type(value.statistics)(*(to(v, device) for v in value.statistics))
+        )
     if isinstance(value, LogitsProcessing):
         return LogitsProcessing(**{name: to(field, device) for name, field in vars(value).items()})
     return value
 
 
 def random_window(
-    batch: int, window: int, vocab: int, *, dtype=torch.float32, seed=0, guided=False, has_last=True, rounded=False, peak=2.0, allowed=None, **settings
+    batch: int,
+    window: int,
+    vocab: int,
+    *,
+    dtype=torch.float32,
+    seed=0,
+    guided=False,
+    has_last=True,
+    rounded=False,
+    peak=2.0,
+    allowed=None,
+    **settings,
 ):
     """(logits, uncond, processing, arguments) of a random call; logits are every second element of a larger tensor."""
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +78,9 @@ def compare_verify(case, rule: Rule, device, *, excused_share: float | None = 0.
     wanted = verify(logits, uncond, processing, rule=rule, backend="torch", **arguments)
     moved = [to(value, device) for value in case[:3]]
     got = verify(*moved, rule=rule, backend="triton", **{name: to(value, device) for name, value in arguments.items()})
-    got = Verification(got.tokens.cpu(), got.kept.cpu(), got.committed.cpu(), type(got.statistics)(*(v.cpu() for v in got.statistics)), got.invalid.cpu())
+    got = Verification(
+        got.tokens.cpu(), got.kept.cpu(), got.committed.cpu(), type(got.statistics)(*(v.cpu() for v in got.statistics)), got.invalid.cpu()
+    )
     near_nucleus = nucleus_margin(scaled_logits(logits, uncond, processing).double(), processing) < TOLERANCE
     for name in ("threshold", "cut"):
         differs = getattr(got.statistics, name) != getattr(wanted.statistics, name)

@@ -55,9 +55,7 @@ def sample_margin(logits, uncond, processing, *, seeds, iteration, position, pur
     return torch.minimum(margin, nucleus_margin(z, processing))
 
 
-def verify_margin(
-    logits, uncond, processing, *, rule, drafts, q_row, last, seeds, iteration, position, keep_ratio=0.3, **_: object
-) -> torch.Tensor:
+def verify_margin(logits, uncond, processing, *, rule, drafts, q_row, last, seeds, iteration, position, keep_ratio=0.3, **_: object) -> torch.Tensor:
     """``[B, W]`` smallest margin of what decides each slot, the acceptance of the slots before it included."""
     z = _float32_as_float64(logits, uncond, processing)
     log_p = log_probabilities(z, row_statistics(z, processing))

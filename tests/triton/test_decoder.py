@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tables import TableModel
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, TokenLayout, decode, resolve_preset
 from sjd2_kernels import LogitsProcessing
 from sjd2_kernels.backends import use_backend
+from support.tables import TableModel
 
 COUNT = 5
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.embeddings import denoising_case
 
 from sjd2_kernels import denoise
 from sjd2_kernels.fused import INTERPRETED
+from support.embeddings import denoising_case
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("batch", "window", "width"), [(3, 7, 50), (1, 1, 1), (2, 5, 2050), (2, 96, 64)])  # one tile; one element; several tiles; a real window
+@pytest.mark.parametrize(
+    ("batch", "window", "width"), [(3, 7, 50), (1, 1, 1), (2, 5, 2050), (2, 96, 64)]
+)  # one tile; one element; several tiles; a real window
 def test_the_next_inputs_are_those_of_the_definition(dtype, batch, window, width, device):
     tensors, arguments = denoising_case(batch, window, width, dtype)
     wanted = denoise(*tensors, backend="torch", **arguments)

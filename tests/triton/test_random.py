@@ -43,7 +43,9 @@ def test_words_and_uniforms_are_those_of_the_definition(device):
 
 
 def test_gumbel_noise_is_accurate_at_both_ends(device):
-    uniform = torch.cat([2.0 ** -torch.arange(1.0, 34), 1 - 2.0 ** -torch.arange(1.0, 25), torch.rand(199, generator=torch.Generator().manual_seed(0))])
+    uniform = torch.cat(
+        [2.0 ** -torch.arange(1.0, 34), 1 - 2.0 ** -torch.arange(1.0, 25), torch.rand(199, generator=torch.Generator().manual_seed(0))]
+    )
     noise = torch.empty(256, device=device)
     gumbel_kernel[(1,)](uniform.to(device), noise, N=256)
     assert torch.allclose(noise.cpu().double(), gumbel_definition(uniform.double()), rtol=2e-6, atol=1e-6)

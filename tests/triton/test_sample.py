@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from sjd2_kernels import Purpose, sample
 from support.fused import random_window, to
 from support.margins import TOLERANCE, sample_margin
 from support.windows import windows
-
-from sjd2_kernels import Purpose, sample
 
 PURPOSES = [Purpose.DRAFT, Purpose.GUMBEL]
 
@@ -57,11 +57,11 @@ def test_one_row_of_logits_serves_many_slots(purpose, split, device, launches, r
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_large_vocabulary(purpose, device):
-    logits, uncond, processing, _ = random_window(1, 2, 65_537, dtype=torch.float16, top_k=1000)
-    compare(logits, uncond, processing, slots(1, 2) | {"purpose": purpose}, device)
+    logits, uncond, processing, _ = random_window(1, 1, 65_537, dtype=torch.float16, top_k=1000)
+    compare(logits, uncond, processing, slots(1, 1) | {"purpose": purpose}, device)
 
 
-@settings(max_examples=settings.default.max_examples // 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(windows(dtypes=(torch.float32, torch.bfloat16, torch.float16), largest_vocab=40), st.sampled_from(PURPOSES))
 def test_whatever_the_shapes_dtypes_and_settings(device, case, purpose):
     logits, uncond, processing, arguments = case

@@ -1,11 +1,12 @@
 """Time of every fused op beside its floor, its definition and its peers.
 
-    python benchmarks/kernels.py [--device cuda] [-o results.json] [--csv results.csv]
+    python benchmarks/fused_ops.py [--device cuda] [-o results.json] [--csv results.csv]
 
-The floor is what reading every input once and writing every result once takes at the copy rate measured on the same device in the same run. Times are p20, p50 and p80
-over repeated calls, with the inputs in cache (``hot``) and after the cache was overwritten (``flushed``). A peer that is not installed is named as missing; one that
-is has to give the definition's tokens (or, where it draws with other random numbers, the definition's acceptances or probabilities) before
-it is timed. On a CPU only definitions run: the figures then say nothing about the kernels. Never asserts a time.
+The floor is what reading every input once and writing every result once takes at the copy rate measured on the same device in the same
+run. Times are p20, p50 and p80 over repeated calls, with the inputs in cache (``hot``) and after the cache was overwritten (``flushed``).
+A peer that is not installed is named as missing; one that is has to give the definition's tokens (or, where it draws with other random
+numbers, the definition's acceptances or probabilities) before it is timed. On a CPU only definitions run: the figures then say nothing
+about the kernels. Never asserts a time.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conditions import conditions
 
+from conditions import conditions
 from sjd2_kernels import LastForward, LogitsProcessing, Purpose, Rule, denoise, sample, verify
 from sjd2_kernels.fused import triton_obstacle
 from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
@@ -134,12 +135,15 @@ class Window:
         self.floor = 2 * self.logits.numel() * self.logits.element_size()
 
     def definition(self, rule: Rule) -> Any:
+        """The definition itself, without dispatch."""
         return verify_reference(self.logits, self.uncond, self.processing, rule=rule, **self.arguments, log_keep_ratio=-1.2, end_id=-1)
 
     def verify(self, rule: Rule, backend: str) -> Any:
+        """The public op."""
         return verify(self.logits, self.uncond, self.processing, rule=rule, backend=backend, **self.arguments)
 
     def sample(self, purpose: Purpose, backend: str) -> torch.Tensor:
+        """The public op, on the same logits."""
         return sample(self.logits, self.uncond, self.processing, position=self.position, purpose=purpose, backend=backend, **self.rows)
 
     def probabilities(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,7 +272,9 @@ def _denoise_contenders(batch: int, window: int, width: int, device: torch.devic
         wanted = run("torch")
         yield Contender("definition (eager PyTorch)", lambda: run("torch"), lambda: True)
         if _fused(device):
-            yield Contender("sjd2 triton", lambda: run("triton"), lambda: torch.allclose(run("triton").float(), wanted.float(), rtol=2**-7, atol=1e-3))
+            yield Contender(
+                "sjd2 triton", lambda: run("triton"), lambda: torch.allclose(run("triton").float(), wanted.float(), rtol=2**-7, atol=1e-3)
+            )
 
     return 3 * embeds.numel() * embeds.element_size(), contenders()
 
@@ -285,7 +291,9 @@ def _rows(op: str, size: tuple[int, int, int], floor_bytes: int, contenders: Ite
             p20, p50, p80 = (times[int(share * (len(times) - 1))] for share in (0.2, 0.5, 0.8))
             achieved = floor_bytes / (p50 * 1e-6)
             row = Row(op, contender.name, *size, cache, p20, p50, p80, floor_bytes, achieved / 1e9, 100 * achieved / rate)
-            print(f"  {op:18} {size!s:18} {cache:8} {p50:12.1f} µs {row.gigabytes_per_second:9.1f} GB/s {row.percent_of_floor:6.1f} %  {contender.name}")
+            print(
+                f"  {op:18} {size!s:18} {cache:8} {p50:12.1f} µs {row.gigabytes_per_second:9.1f} GB/s {row.percent_of_floor:6.1f} %  {contender.name}"
+            )
             yield row
 
 
@@ -326,6 +334,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     result = run(options)
+    for path in (options.json, options.csv):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.csv is not None:
