@@ -2,9 +2,10 @@
 
     python tools/check_triton.py [--targets sm_80 sm_90 …] [--jobs N]
 
-The launchers themselves choose: they run with kernels that only write down how they were called, on tensors that nobody fills. Every tile shape is
-compiled with every feature on, and the largest shapes also with each feature off, every rule and the other dtypes. Fails if a kernel does not compile,
-spills a register, or wants more shared memory than the target gives one program. Nothing here says how fast a kernel is.
+The launchers themselves choose: they run with kernels that only write down how they were called, on tensors that nobody fills. Every tile
+shape is compiled with every feature on, and the largest shapes also with each feature off, every rule and the other dtypes. Fails if a
+kernel does not compile, spills a register to memory, or wants more shared memory than the target gives one program. Nothing here says how
+fast a kernel is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Device functions: the exact border of top-k and top-p, without a sort.
 
-The threshold is built bit by bit from the top: a bit stays set if enough elements (or enough mass) lie at or above the candidate. The tile is
-in registers, so that a step is a comparison per element and a block-wide sum, and reads no memory. Histograms of 8 bits would need four
-steps instead of up to 32, but each of them a pass of shared-memory atomics, and masses in them would need float atomics, whose order is not repeatable.
-Sums of non-negative numbers in a fixed order never fall when an element is added, so the search for a mass is exact as well.
+The threshold is built bit by bit from the top: a bit stays set if enough elements (or enough mass) lie at or above the candidate. The tile
+is in registers, so that a step is a comparison per element and a block-wide sum, and reads no memory. Histograms of 8 bits would need four
+steps instead of up to 32, but each of them a pass of shared-memory atomics, and masses in them would need float atomics, whose order is not
+repeatable. Sums of non-negative numbers in a fixed order never fall when an element is added, so the search for a mass is exact as well.
 """
 
 import triton

@@ -248,7 +248,7 @@ def _border_by_sweeps(
         else:
             border = tl.where(count >= k, candidate, border)
         weight = tl.where(weight < 0, 0x40000000, weight >> 1)
-    tied_count, tied_mass = _measure(
+    tied_count, _ = _measure(
         logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
         border, border, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip

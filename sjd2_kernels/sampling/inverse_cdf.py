@@ -1,8 +1,8 @@
 """Drawing an id from unnormalised masses with one uniform, in the block order that every back-end follows.
 
-Ids are summed in blocks of :data:`BLOCK`. The uniform picks a block by the running sum over the block sums, then an id by the running
-sum inside that block. A block is short enough for float32, and a fused kernel has to look only at one block again. Inside a block the order of additions
-is each back-end's own; it moves a border by a few units in the last place of the block's sum.
+Ids are summed in blocks of :data:`BLOCK`. The uniform picks a block by the running sum over the block sums, then an id by the running sum
+inside that block. A block is short enough for float32, and a fused kernel has to look only at one block again. Inside a block the order of
+additions is each back-end's own; it moves a border by a few units in the last place of the block's sum.
 """
 
 from __future__ import annotations
