@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-full test-oldest test-native check-cuda bench bench-kv pictures card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures card lint clean
 
 setup: $(VENV)/.installed
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(she
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint,triton]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -26,12 +26,22 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest -m "not full"
+	$(MAKE) test-triton
+
+# The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported: a process of its own.
+test-triton: setup
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "not full" tests/triton
 
 # Law tests allocate the same hundreds of megabytes again and again: told not to return them to the system, glibc is several times faster.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
 test-full: setup
 	$(KEEP_MEMORY) HYPOTHESIS_PROFILE=full $(BIN)/pytest --durations=20
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton
+
+# Every Triton kernel compiled for four GPUs that need not be there: registers, spills, shared memory.
+check-triton: setup
+	$(BIN)/python .ci/check_triton.py
 
 # The oldest Transformers that pyproject.toml admits.
 test-oldest:
@@ -71,6 +81,9 @@ pictures: setup
 # The cache ops beside Transformers' caches, stored.
 bench-kv: setup
 	$(BIN)/python benchmarks/kv_cache.py --rows 2 --threads 1 --repeats 12 -o benchmarks/results/kv_cache.json
+# Times of the ops beside their floors and peers; worth something on a GPU only.
+bench-ops: setup
+	$(BIN)/python benchmarks/fused_ops.py -o out/fused_ops.json --csv out/fused_ops.csv
 
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup

@@ -59,7 +59,7 @@ STEPS = (
         240,
         needs="compute-sanitizer",
     ),
-    Step("kernels", [PYTHON, "benchmarks/kernels.py", "--device", "cuda", "-o", "{out}/kernels.json", "--csv", "{out}/kernels.csv"], 420),
+    Step("fused ops", [PYTHON, "benchmarks/fused_ops.py", "--device", "cuda", "-o", "{out}/fused_ops.json", "--csv", "{out}/fused_ops.csv"], 420),
     Step("kv cache", [PYTHON, "benchmarks/kv_cache.py", "--device", "cuda", "-o", "{out}/kv_cache.json"], 120),
     Step(
         "embedded model",

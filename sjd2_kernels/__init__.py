@@ -13,6 +13,8 @@ from .kv_cache import (
     paged_kv_rollback,
     paged_kv_tables,
 )
+from .denoise import denoise
+from .kv_cache import kv_append
 from .processing import LogitsProcessing, RowStatistics
 from .random import Purpose
 from .sampling import sample
@@ -28,6 +30,7 @@ __all__ = [
     "RowStatistics",
     "Rule",
     "Verification",
+    "denoise",
     "kv_append",
     "kv_compact",
     "kv_compact_columns",

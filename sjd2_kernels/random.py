@@ -6,17 +6,18 @@ Words come from Philox 4x32-10 (Salmon et al., SC 2011). The key is the row's 64
 
 with ``position`` the absolute index of the token in its image, ``iteration`` the row's own forward count and ``block``
 the token id divided by four: the four output words of one block serve four consecutive token ids. Purposes that must
-not change between iterations (:attr:`Purpose.GUMBEL`) pass iteration 0. A row's noise therefore depends neither on its place
+not change between iterations (:attr:`Purpose.GUMBEL`, :attr:`Purpose.NOISE`) pass iteration 0. A row's noise therefore depends neither on its place
 in the batch, nor on the batch size, nor on the window size, and every back-end that follows this file draws the same words.
 """
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
 
-__all__ = ["Purpose", "gumbel_from_uniform", "gumbel_noise", "philox", "uniform_from_bits", "uniforms"]
+__all__ = ["Purpose", "gumbel_from_uniform", "gumbel_noise", "normal_noise", "philox", "uniform_from_bits", "uniforms"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -33,6 +34,8 @@ class Purpose(IntEnum):
     """Frozen noise of the ``jacobi`` and ``gs-sjd`` rules, one word per token id; iteration 0 always."""
     DRAFT = 2
     """Word 0 draws the first draft of a fresh slot."""
+    NOISE = 3
+    """Gaussian noise of a fresh slot's embedding, one word per dimension (in place of the token id); iteration 0 always."""
 
 
 def philox(counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], seed: torch.Tensor) -> torch.Tensor:
@@ -128,3 +131,27 @@ def gumbel_noise(
     purpose = position.new_full((1, 1, 1), int(Purpose.GUMBEL))
     words = philox((blocks, position[..., None] & _MASK, torch.zeros_like(purpose), purpose), seeds[:, None, None])
     return gumbel_from_uniform(uniform_from_bits(words.flatten(-2)[..., :vocab_size], dtype))
+
+
+def normal_noise(seeds: torch.Tensor, position: torch.Tensor, width: int, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal noise frozen per (seed, position, dimension), by Box and Muller.
+
+    Of the four words of a block the first two give dimensions 0 and 1, the others 2 and 3:
+    ``sqrt(−2 log u)·cos(2πv)`` and ``sqrt(−2 log u)·sin(2πv)``.
+
+    Args:
+        seeds: int64 ``[B]``.
+        position: int64 ``[B, W]``, absolute token positions.
+        width: D.
+        dtype: of the result.
+
+    Returns:
+        ``dtype [B, W, D]``.
+    """
+    blocks = torch.arange((width + 3) // 4, device=position.device)
+    purpose = position.new_full((1, 1, 1), int(Purpose.NOISE))
+    words = philox((blocks, position[..., None] & _MASK, torch.zeros_like(purpose), purpose), seeds[:, None, None])
+    uniform = uniform_from_bits(words, dtype).unflatten(-1, (2, 2))
+    radius = (-2 * uniform[..., 0].log()).sqrt()
+    angle = 2 * math.pi * uniform[..., 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-3)[..., :width]

@@ -1,12 +1,10 @@
 """The definition of ``verify`` in PyTorch: the ground truth that every other back-end is tested against.
 
 It materialises p and q, ``[B, W, V]`` each, and runs in float64 when the logits are float64. Nothing in it looks at a value
-on the host, and every sum runs along the ids in rising order.
+on the host.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -80,12 +78,11 @@ def verify_reference(
     seeds: torch.Tensor,
     iteration: torch.Tensor,
     position: torch.Tensor,
-    keep_ratio: float,
+    log_keep_ratio: float,
     end_id: int,
 ) -> Verification:
-    """See :func:`sjd2_kernels.verify`."""
+    """See :func:`sjd2_kernels.verify`; ``log_keep_ratio`` is log τ."""
     vocab = logits.shape[-1]
-    log_keep_ratio = math.log(keep_ratio) if keep_ratio > 0 else -math.inf
     z = scaled_logits(logits, logits_uncond, processing)
     statistics = row_statistics(z, processing)
     log_p = log_probabilities(z, statistics)

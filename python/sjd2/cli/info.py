@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 import sjd2_kernels
+from sjd2_kernels.backends import resolve_backend
+from sjd2_kernels.fused import fused_backends
 from sjd2_kernels.kv_cache.native import describe, obstacle
 
 __all__ = ["add_parser", "collect"]
@@ -32,13 +34,23 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _backends(op: str, candidates: dict[str, str | None]) -> str:
+    """The back-end that ``auto`` takes where the pipeline would run, and what keeps the others from running."""
+    chosen = resolve_backend(op, None, candidates)
+    others = [f"{name}: {obstacle or 'can run'}" for name, obstacle in candidates.items() if name != chosen]
+    return f"{chosen} ({'; '.join(others)})"
+
+
 def collect() -> dict[str, str]:
     """Names and values, in the order they are printed."""
     facts = {package: _version(package) for package in _PACKAGES}
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
-    facts["op back-ends"] = "pytorch, native" if obstacle("cpu") is None else "pytorch"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # `verify` speaks for `sample` and `denoise`.
+    facts["verify"] = _backends("verify", fused_backends(torch.empty(0, device=device)))
+    facts["kv cache"] = _backends("kv_append", {"native": obstacle(device), "torch": None})
     facts["native code"] = describe()
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"

@@ -1,0 +1,411 @@
+"""Kernels: threshold, cut and log-sum-exp of every row of logits, and which drafts are accepted.
+
+A row of at most ``SINGLE`` ids is held in the registers of one program and read once:
+
+    row_statistics_kernel      4 B per id with two half-precision inputs
+
+A longer row is split over programs, and again read once:
+
+    split_sweep_kernel         4 B per id, plus 2 B for each of the candidates that it leaves, ``CANDIDATES`` per row at most
+    split_merge_kernel         the candidates of a row, gathered again: at most 2 · CANDIDATES loads of 32 B sectors per row
+
+Every split leaves its highest ids as candidates, so their union holds the highest ids of the row down to the highest of the splits' own borders;
+a threshold strictly above all of them is exact. In the rare row where it is not (top-k or a nucleus of about as many ids as there
+are candidates, or nearly all of them in one split) the merging program searches by sweeping the row, which is slow and as exact.
+The number of splits follows from V alone and partial results are combined in a fixed order. Not
+measured on a GPU.
+"""
+
+import triton
+import triton.language as tl
+
+from .accept import BAD, accept
+from .logits import HIGHEST_KEY, LOWEST_KEY, key_value, ordered_key, scaled_logits
+from .search import borders, kth_largest, nth_tied
+
+
+@triton.jit
+def _row_parameters(guidance_ptr, temperature_ptr, top_k_ptr, top_p_ptr, b, live, vocab):
+    scale = tl.load(guidance_ptr + b, mask=live, other=1.0)
+    temperature = tl.load(temperature_ptr + b, mask=live, other=1.0)
+    top_k = tl.minimum(tl.load(top_k_ptr + b, mask=live, other=0), vocab).to(tl.int32)
+    top_p = tl.load(top_p_ptr + b, mask=live, other=1.0)
+    return scale, temperature, top_k, top_p
+
+
+@triton.jit
+def row_statistics_kernel(
+    logits_ptr,  # [B, W, V], like logits_uncond, last and last_uncond
+    uncond_ptr,
+    allowed_ptr,  # [V]
+    guidance_ptr,  # [B], like temperature, top_k and top_p
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    last_ptr,
+    last_uncond_ptr,
+    last_threshold_ptr,  # [B, W], like last_cut, last_logsumexp, drafts and q_row
+    last_cut_ptr,
+    last_logsumexp_ptr,
+    drafts_ptr,
+    q_row_ptr,
+    seeds_ptr,  # [B], like iteration and position
+    iteration_ptr,
+    position_ptr,
+    threshold_ptr,  # [B, W], written, like cut, logsumexp, uniform_log and flags
+    cut_ptr,
+    logsumexp_ptr,
+    uniform_log_ptr,
+    flags_ptr,
+    counters_ptr,  # [1 + rows that draw], zeroed
+    counters,
+    rows,
+    W,
+    vocab,
+    log_keep_ratio,
+    stride_b,
+    stride_w,
+    stride_v,
+    uncond_stride_b,
+    uncond_stride_w,
+    uncond_stride_v,
+    last_stride_b,
+    last_stride_w,
+    last_stride_v,
+    last_uncond_stride_b,
+    last_uncond_stride_w,
+    last_uncond_stride_v,
+    ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    ID_BITS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    ACCEPT: tl.constexpr,
+    HAS_UNCOND: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_LAST: tl.constexpr,
+    HAS_LAST_UNCOND: tl.constexpr,
+):
+    """One tile ``[ROWS, BLOCK_V]`` of whole rows per program."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    b, w = row // W, row % W
+    scale, temperature, top_k, top_p = _row_parameters(guidance_ptr, temperature_ptr, top_k_ptr, top_p_ptr, b, live, vocab)
+    ids = tl.arange(0, BLOCK_V)[None, :]
+    present = live[:, None] & (ids < vocab)
+    z = scaled_logits(
+        logits_ptr, uncond_ptr, allowed_ptr,
+        (b * stride_b + w * stride_w)[:, None] + ids.to(tl.int64) * stride_v,
+        (b * uncond_stride_b + w * uncond_stride_w)[:, None] + ids.to(tl.int64) * uncond_stride_v,
+        ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
+    )  # fmt: skip
+    finite = z < float("inf")  # false for NaN too
+    bad = tl.max((finite == 0).to(tl.int32), axis=1)
+    z = tl.where(finite, z, float("-inf"))
+    maximum = tl.max(z, axis=1)
+    bad = tl.where(maximum == float("-inf"), 1, bad)
+    maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
+    row_mass = tl.sum(tl.exp(z - maximum[:, None]), axis=1)
+    threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P, ID_BITS)
+    tl.store(threshold_ptr + row, threshold, mask=live)
+    tl.store(cut_ptr + row, cut.to(tl.int64), mask=live)
+    tl.store(logsumexp_ptr + row, logsumexp, mask=live)
+    for counter in range(tl.program_id(0), counters, tl.num_programs(0)):
+        tl.store(counters_ptr + counter, 0)
+    if ACCEPT:
+        usable = ids < vocab
+        if HAS_ALLOWED:
+            usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
+        uniform_log = -tl.log(tl.sum(usable.to(tl.float32), axis=1)) + maximum * 0.0
+        flags = accept(
+            logits_ptr, uncond_ptr, allowed_ptr, last_ptr, last_uncond_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
+            drafts_ptr, q_row_ptr, seeds_ptr, iteration_ptr, position_ptr,
+            row, live, b, w, W, threshold, cut, logsumexp, uniform_log, scale, temperature, log_keep_ratio,
+            stride_b, stride_w, stride_v, uncond_stride_b, uncond_stride_w, uncond_stride_v,
+            last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
+            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
+        )  # fmt: skip
+        tl.store(uniform_log_ptr + row, uniform_log, mask=live)
+        tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0), mask=live)
+
+
+@triton.jit
+def split_sweep_kernel(
+    logits_ptr,  # [B, W, V], like logits_uncond
+    uncond_ptr,
+    allowed_ptr,  # [V]
+    guidance_ptr,  # [B], like temperature
+    temperature_ptr,
+    part_max_ptr,  # [rows, SPLITS], written, like the other parts
+    part_mass_ptr,
+    part_usable_ptr,
+    part_bad_ptr,
+    part_border_ptr,
+    candidates_ptr,  # int16 [rows, SPLITS, PER_SPLIT], written: ids within the split, rising
+    W,
+    vocab,
+    stride_b,
+    stride_w,
+    stride_v,
+    uncond_stride_b,
+    uncond_stride_w,
+    uncond_stride_v,
+    SPLITS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    ID_BITS: tl.constexpr,
+    PER_SPLIT: tl.constexpr,
+    SEARCH: tl.constexpr,
+    HAS_UNCOND: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
+):
+    """One split ``[1, BLOCK_V]`` of one row per program."""
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    split = tl.program_id(1)
+    b, w = row // W, row % W
+    scale, temperature = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b)
+    local = tl.arange(0, BLOCK_V)[None, :]
+    ids = split * BLOCK_V + local
+    present = ids < vocab
+    z = scaled_logits(
+        logits_ptr, uncond_ptr, allowed_ptr,
+        (b * stride_b + w * stride_w)[:, None] + ids.to(tl.int64) * stride_v,
+        (b * uncond_stride_b + w * uncond_stride_w)[:, None] + ids.to(tl.int64) * uncond_stride_v,
+        ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
+    )  # fmt: skip
+    finite = z < float("inf")
+    part = row * SPLITS + split
+    tl.store(part_bad_ptr + part, tl.max((finite == 0).to(tl.int32), axis=1))
+    z = tl.where(finite, z, float("-inf"))
+    maximum = tl.max(z, axis=1)
+    base = tl.where(maximum == float("-inf"), 0.0, maximum)
+    tl.store(part_max_ptr + part, maximum)
+    tl.store(part_mass_ptr + part, tl.sum(tl.exp(z - base[:, None]), axis=1))
+    usable = present
+    if HAS_ALLOWED:
+        usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
+    tl.store(part_usable_ptr + part, tl.sum(usable.to(tl.float32), axis=1))
+    if SEARCH:
+        key = tl.where(present, ordered_key(z), LOWEST_KEY)
+        length = tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
+        wanted = tl.full([1], PER_SPLIT, tl.int32)
+        # A split without more ids than places leaves all of them, and relies on nothing.
+        everything = length <= PER_SPLIT
+        border = kth_largest(key, tl.where(everything, 0, wanted))
+        border = tl.where(everything, LOWEST_KEY, border)
+        above = present & (key > border[:, None])
+        tied = present & (key == border[:, None])
+        cut = nth_tied(tied, local, wanted - tl.sum(above.to(tl.int32), axis=1), ID_BITS)
+        chosen = above | (tied & (local <= cut[:, None]))
+        place = tl.cumsum(chosen.to(tl.int32), axis=1) - 1
+        tl.store(candidates_ptr + part[:, None] * PER_SPLIT + place, local.to(tl.int16), mask=chosen)
+        tl.store(part_border_ptr + part, border)
+
+
+@triton.jit
+def _measure(
+    logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+    lowest, highest, id_end, k_border, k_cut,
+    BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
+):  # fmt: skip
+    """Count and mass of a row's ids below ``id_end`` with a key from ``lowest`` to ``highest``, of those that top-k left; a sweep of the row."""
+    count = tl.zeros([1], tl.int32)
+    mass = tl.zeros([1], tl.float32)
+    for start in range(0, vocab, BLOCK_V):
+        ids = start + tl.arange(0, BLOCK_V)[None, :]
+        present = ids < vocab
+        z = scaled_logits(
+            logits_ptr, uncond_ptr, allowed_ptr, offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
+            ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
+        )  # fmt: skip
+        z = tl.where(z < float("inf"), z, float("-inf"))
+        key = ordered_key(z)
+        inside = present & (key >= lowest[:, None]) & (key <= highest[:, None]) & (ids < id_end[:, None])
+        inside = inside & ((key > k_border[:, None]) | ((key == k_border[:, None]) & (ids <= k_cut[:, None])))
+        count += tl.sum(inside.to(tl.int32), axis=1)
+        mass += tl.sum(tl.where(inside, tl.exp(z - maximum[:, None]), 0.0), axis=1)
+    return count, mass
+
+
+@triton.jit
+def _border_by_sweeps(
+    logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+    k, target, k_border, k_cut,
+    BY_MASS: tl.constexpr, ID_BITS: tl.constexpr, BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
+):  # fmt: skip
+    """Border key and cut of one row (vectors of length 1) whose candidates do not suffice: the searches of ``search.py``, by sweeps."""
+    weight = k * 0 + LOWEST_KEY
+    border = weight
+    highest = k * 0 + HIGHEST_KEY
+    end = k * 0 + vocab
+    for _ in range(32):
+        candidate = border ^ weight
+        count, mass = _measure(
+            logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+            candidate, highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+        )  # fmt: skip
+        if BY_MASS:
+            border = tl.where(mass >= target, candidate, border)
+        else:
+            border = tl.where(count >= k, candidate, border)
+        weight = tl.where(weight < 0, 0x40000000, weight >> 1)
+    tied_count, _ = _measure(
+        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        border, border, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+    )  # fmt: skip
+    above_count, above_mass = _measure(
+        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        tl.where(border == HIGHEST_KEY, border, border + 1), highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+    )  # fmt: skip
+    if BY_MASS:
+        each = tl.maximum(tl.exp(key_value(border) - maximum), 1e-38)
+        wanted = tl.minimum(tl.maximum(tl.ceil(tl.div_rn(target - above_mass, each)), 1.0), 2147483520.0).to(tl.int32)
+        wanted = tl.minimum(wanted, tied_count)
+    else:
+        wanted = k - above_count
+    below = k * 0
+    for step in range(ID_BITS):
+        candidate = below + (1 << (ID_BITS - 1 - step))
+        count, mass = _measure(
+            logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+            border, border, candidate, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+        )  # fmt: skip
+        below = tl.where(count < wanted, candidate, below)
+    _, kept_mass = _measure(
+        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        border, border, below + 1, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+    )  # fmt: skip
+    return border, below, above_mass + kept_mass
+
+
+@triton.jit
+def split_merge_kernel(
+    logits_ptr,
+    uncond_ptr,
+    allowed_ptr,
+    guidance_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    last_ptr,
+    last_uncond_ptr,
+    last_threshold_ptr,
+    last_cut_ptr,
+    last_logsumexp_ptr,
+    drafts_ptr,
+    q_row_ptr,
+    seeds_ptr,
+    iteration_ptr,
+    position_ptr,
+    part_max_ptr,
+    part_mass_ptr,
+    part_usable_ptr,
+    part_bad_ptr,
+    part_border_ptr,
+    candidates_ptr,
+    threshold_ptr,
+    cut_ptr,
+    logsumexp_ptr,
+    uniform_log_ptr,
+    flags_ptr,
+    counters_ptr,
+    counters,
+    rows,
+    W,
+    vocab,
+    log_keep_ratio,
+    stride_b,
+    stride_w,
+    stride_v,
+    uncond_stride_b,
+    uncond_stride_w,
+    uncond_stride_v,
+    last_stride_b,
+    last_stride_w,
+    last_stride_v,
+    last_uncond_stride_b,
+    last_uncond_stride_w,
+    last_uncond_stride_v,
+    SPLITS: tl.constexpr,
+    SPLITS_PADDED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SWEEP_BLOCK: tl.constexpr,
+    ID_BITS: tl.constexpr,
+    PER_SPLIT: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_P: tl.constexpr,
+    ACCEPT: tl.constexpr,
+    HAS_UNCOND: tl.constexpr,
+    HAS_ALLOWED: tl.constexpr,
+    HAS_LAST: tl.constexpr,
+    HAS_LAST_UNCOND: tl.constexpr,
+):
+    """One row per program: the parts of its splits become its statistics."""
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    live = row < rows
+    b, w = row // W, row % W
+    scale, temperature, top_k, top_p = _row_parameters(guidance_ptr, temperature_ptr, top_k_ptr, top_p_ptr, b, live, vocab)
+    offset, uncond_offset = b * stride_b + w * stride_w, b * uncond_stride_b + w * uncond_stride_w
+    split = tl.arange(0, SPLITS_PADDED)[None, :]
+    part = row[:, None] * SPLITS + split
+    exists = split < SPLITS
+    part_max = tl.load(part_max_ptr + part, mask=exists, other=float("-inf"))
+    maximum = tl.max(part_max, axis=1)
+    bad = tl.max(tl.load(part_bad_ptr + part, mask=exists, other=0), axis=1)
+    bad = tl.where(maximum == float("-inf"), 1, bad)
+    maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
+    row_mass = tl.sum(tl.load(part_mass_ptr + part, mask=exists, other=0.0) * tl.exp(part_max - maximum[:, None]), axis=1)
+    threshold = maximum * 0.0 + float("-inf")
+    cut = top_k * 0 + vocab
+    logsumexp = maximum + tl.log(row_mass)
+    if TOP_K or TOP_P:
+        index = tl.arange(0, SPLITS_PADDED * PER_SPLIT)[None, :]
+        of_split, place = index // PER_SPLIT, index % PER_SPLIT
+        present = (of_split < SPLITS) & (place < vocab - of_split * BLOCK_V)
+        local = tl.load(candidates_ptr + row[:, None] * (SPLITS * PER_SPLIT) + index, mask=present, other=0)
+        ids = of_split * BLOCK_V + local.to(tl.int32)
+        z = scaled_logits(
+            logits_ptr, uncond_ptr, allowed_ptr,
+            offset[:, None] + ids.to(tl.int64) * stride_v, uncond_offset[:, None] + ids.to(tl.int64) * uncond_stride_v,
+            ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
+        )  # fmt: skip
+        z = tl.where(z < float("inf"), z, float("-inf"))
+        threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P, ID_BITS)
+        left_out = tl.max(tl.load(part_border_ptr + part, mask=exists, other=LOWEST_KEY), axis=1)
+        if tl.max((relied <= left_out).to(tl.int32), axis=0) > 0:
+            k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
+            limited = (top_k > 0) & (top_k < vocab)
+            kept_mass = row_mass
+            threshold = maximum * 0.0 + float("-inf")
+            cut = k_cut
+            if tl.max(limited.to(tl.int32), axis=0) > 0:
+                k_border, k_cut, kept_mass = _border_by_sweeps(
+                    logits_ptr, uncond_ptr, allowed_ptr, offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
+                    scale[:, None], temperature[:, None], maximum, top_k, maximum, k_border, k_cut,
+                    False, ID_BITS, SWEEP_BLOCK, HAS_UNCOND, HAS_ALLOWED,
+                )  # fmt: skip
+                threshold, cut = key_value(k_border), k_cut
+            if tl.max((top_p < 1.0).to(tl.int32), axis=0) > 0:
+                p_border, p_cut, kept_mass = _border_by_sweeps(
+                    logits_ptr, uncond_ptr, allowed_ptr, offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
+                    scale[:, None], temperature[:, None], maximum, top_k, top_p * kept_mass, k_border, k_cut,
+                    True, ID_BITS, SWEEP_BLOCK, HAS_UNCOND, HAS_ALLOWED,
+                )  # fmt: skip
+                threshold, cut = key_value(p_border), p_cut
+            logsumexp = maximum + tl.log(kept_mass)
+    tl.store(threshold_ptr + row, threshold)
+    tl.store(cut_ptr + row, cut.to(tl.int64))
+    tl.store(logsumexp_ptr + row, logsumexp)
+    for counter in range(tl.program_id(0), counters, tl.num_programs(0)):
+        tl.store(counters_ptr + counter, 0)
+    if ACCEPT:
+        uniform_log = -tl.log(tl.sum(tl.load(part_usable_ptr + part, mask=exists, other=0.0), axis=1))
+        flags = accept(
+            logits_ptr, uncond_ptr, allowed_ptr, last_ptr, last_uncond_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
+            drafts_ptr, q_row_ptr, seeds_ptr, iteration_ptr, position_ptr,
+            row, live, b, w, W, threshold, cut, logsumexp, uniform_log, scale, temperature, log_keep_ratio,
+            stride_b, stride_w, stride_v, uncond_stride_b, uncond_stride_w, uncond_stride_v,
+            last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
+            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
+        )  # fmt: skip
+        tl.store(uniform_log_ptr + row, uniform_log)
+        tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0))

@@ -1,0 +1,99 @@
+"""The Triton kernels run natively on a GPU and, with ``TRITON_INTERPRET=1`` set before Triton is imported, on the CPU.
+
+``make test-triton`` (part of ``make test``) runs this folder in the interpreter, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sjd2_kernels.fused import triton_obstacle
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    obstacle = triton_obstacle(torch.empty(0, device=DEVICE))
+    for item in items:
+        if obstacle is not None and "triton" in item.path.parent.name:
+            item.add_marker(pytest.mark.skip(reason=f"{obstacle}; `make test-triton` runs these in Triton's interpreter"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return DEVICE
+
+
+class _Recorded:
+    """A kernel that writes down its launches."""
+
+    def __init__(self, kernel, launches: list[tuple[str, tuple, dict]]):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **named):
+            self.launches.append((self.kernel.__name__, grid, named))
+            return self.kernel[grid](*arguments, **named)
+
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[tuple[str, tuple, dict]]:
+    """(kernel, grid, arguments) of every launch from here on."""
+    from sjd2_kernels.fused import launch
+
+    seen: list[tuple[str, tuple, dict]] = []
+    for name in ("row_statistics_kernel", "split_sweep_kernel", "split_merge_kernel", "draw_kernel"):
+        monkeypatch.setattr(launch, name, _Recorded(getattr(launch, name), seen))
+    return seen
+
+
+@pytest.fixture
+def small_splits(monkeypatch) -> None:
+    """Rows are split from 257 ids on, and leave 256 candidates, so that small tests take the way of large vocabularies."""
+    from sjd2_kernels.fused import launch
+
+    for name, value in {"SINGLE": 256, "SPLIT": 256, "CANDIDATES": 256, "BLOCKS_PER_PROGRAM": 1}.items():
+        monkeypatch.setattr(launch, name, value)
+
+
+@pytest.fixture
+def sweeps(monkeypatch) -> list[bool]:
+    """One entry per search by sweeps; stays empty on a GPU, where a compiled kernel cannot be watched."""
+    from sjd2_kernels.fused import INTERPRETED, statistics
+
+    seen: list[bool] = []
+    if INTERPRETED:
+        search = statistics._border_by_sweeps
+
+        def watched(*arguments, **named):
+            seen.append(True)
+            return search(*arguments, **named)
+
+        monkeypatch.setattr(statistics, "_border_by_sweeps", watched)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch) -> None:
+    """``torch.empty`` hands out NaN and absurd integers: what a kernel does not write, or reads before it is written, shows."""
+    from sjd2_kernels.fused import triton_obstacle
+
+    if triton_obstacle(torch.empty(0, device=DEVICE)) is not None:
+        return
+    from sjd2_kernels.fused import denoise, launch
+
+    class Torch:
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        @staticmethod
+        def empty(*shape, dtype, device):
+            value = {torch.bool: True, torch.int16: -12_345, torch.int32: -1_234_567_890, torch.int64: -(2**60)}.get(dtype, float("nan"))
+            return torch.full(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, value, dtype=dtype, device=device)
+
+    monkeypatch.setattr(launch, "torch", Torch())
+    monkeypatch.setattr(denoise, "torch", Torch())
