@@ -1,5 +1,6 @@
 """sjd2-kernels: the ops of speculative Jacobi decoding. They know tensors, and nothing of models."""
 
+from .denoise import denoise
 from .kv_cache import (
     kv_append,
     kv_compact,
@@ -13,8 +14,6 @@ from .kv_cache import (
     paged_kv_rollback,
     paged_kv_tables,
 )
-from .denoise import denoise
-from .kv_cache import kv_append
 from .processing import LogitsProcessing, RowStatistics
 from .random import Purpose
 from .sampling import sample
