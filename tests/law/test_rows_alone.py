@@ -7,10 +7,11 @@ import torch
 
 from sjd2.decoding import PRESETS, TokenLayout, decode, resolve_preset
 from sjd2_kernels import LogitsProcessing
+from support.law import DEVICE
 from support.tables import TableModel
 
 ROWS, COUNT = 1000, 6
-MODEL = TableModel(4, COUNT, tables=4, seed=8)
+MODEL = TableModel(4, COUNT, tables=4, seed=8, device=DEVICE)
 
 
 def _decode(method: str, rows: torch.Tensor) -> torch.Tensor:
@@ -23,17 +24,18 @@ def _decode(method: str, rows: torch.Tensor) -> torch.Tensor:
     return decode(
         MODEL,
         prompt,
-        TokenLayout(forced, 2 + rows % (COUNT - 1), row_stride=2, end_id=3),
+        TokenLayout(forced.to(DEVICE), (2 + rows % (COUNT - 1)).to(DEVICE), row_stride=2, end_id=3),
         LogitsProcessing.create(
             len(rows),
             guidance_scale=(1 + settings[0]).tolist(),
             temperature=(0.5 + settings[1]).tolist(),
             top_k=(settings[2] * 5).long().tolist(),
             top_p=(0.5 + settings[3] / 2).tolist(),
+            device=DEVICE,
         ),
         resolve_preset(method, window=1 if method == "ar" else 3),
-        rows * 12345,
-    ).tokens
+        (rows * 12345).to(DEVICE),
+    ).tokens.cpu()
 
 
 @pytest.mark.parametrize("method", list(PRESETS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,9 @@ from sjd2.decoding import Preset, TokenLayout, decode
 from sjd2_kernels import LogitsProcessing
 
 from .tables import TableModel, exact_joint
+
+#: Where rows are decoded: ``SJD2_TEST_DEVICE=cuda`` takes the law tests through the fused ops.
+DEVICE = os.environ.get("SJD2_TEST_DEVICE", "cpu")
 
 #: A lossless method fails a test of this kind by chance once in a million runs; seeds are fixed, so a pass stays one.
 FALSE_ALARM = 1e-6
@@ -39,7 +43,7 @@ def _forced(cell: Cell) -> list[int]:
 
 def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     """Outcome code and group of every row."""
-    model = TableModel(cell.vocab_size, cell.count, tables=4, seed=cell.seed)
+    model = TableModel(cell.vocab_size, cell.count, tables=4, seed=cell.seed, device=DEVICE)
     group = torch.arange(cell.rows) % len(cell.groups)
     prompt_length, length, table = torch.tensor(cell.groups)[group].T.contiguous()
     if cell.guided:  # the unconditional branch has a prompt length of its own
@@ -50,12 +54,12 @@ def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     result = decode(
         model,
         prompt,
-        TokenLayout(forced, length, row_stride=cell.row_stride, end_id=cell.end_id),
-        LogitsProcessing.create(cell.rows, **cell.processing),
+        TokenLayout(forced.to(DEVICE), length.to(DEVICE), row_stride=cell.row_stride, end_id=cell.end_id),
+        LogitsProcessing.create(cell.rows, device=DEVICE, **cell.processing),
         preset,
-        torch.arange(cell.rows) + (cell.seed << 32),
+        torch.arange(cell.rows, device=DEVICE) + (cell.seed << 32),
     )
-    codes = (result.tokens * cell.vocab_size ** torch.arange(cell.count)).sum(1)
+    codes = (result.tokens.cpu() * cell.vocab_size ** torch.arange(cell.count)).sum(1)
     return codes.numpy(), group.numpy()
 
 

@@ -21,18 +21,22 @@ _FILLER = -1.0
 class TableModel:
     """``DecodableModel`` with ``tables`` random AR laws over ``vocab_size`` ids and up to ``count`` tokens."""
 
-    def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5):
+    def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5, device: str = "cpu"):
         self.vocab_size, self.count = vocab_size, count
         prefixes = sum(vocab_size**n for n in range(count))
         generator = torch.Generator().manual_seed(seed)
+        self.device = torch.device(device)
         self.logits = sharpness * torch.randn(tables, prefixes, vocab_size, generator=generator, dtype=torch.float64)
+        # A GPU gets float32, which is what the fused ops take.
+        self._table = self.logits.to(self.device, torch.float64 if self.device.type == "cpu" else torch.float32)
         self.offsets = torch.tensor([sum(vocab_size**m for m in range(n)) for n in range(count)])
+        self._offsets = self.offsets.to(self.device)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.to(torch.float64)[..., None]
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
-        return kind(1, rows, capacity)
+        return kind(1, rows, capacity, device=self.device)
 
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         fed = inputs_embeds[:, None]
@@ -42,20 +46,20 @@ class TableModel:
         marker = marked.long().argmax(1)
         # Rows whose marker is still to come are in their prompt: nobody looks at what they predict.
         table = (values.gather(1, marker[:, None]).squeeze(1) - _MARKER).long().clamp(min=0)
-        place = torch.arange(values.shape[1]) - marker[:, None] - 1
+        place = torch.arange(values.shape[1], device=self.device) - marker[:, None] - 1
         powers = torch.where((place >= 0) & (place < self.count), float(self.vocab_size) ** place.clamp(0, self.count), 0.0)
         codes = (values * powers).cumsum(1)
         newest = cache.positions(inputs_embeds.shape[1])
         seen = (newest - marker[:, None]).clamp(max=self.count - 1)
         code = codes.gather(1, (marker[:, None] + seen).clamp(max=values.shape[1] - 1)).long()
-        return self.logits[table[:, None], self.offsets[seen] + code.clamp(min=0)]
+        return self._table[table[:, None], self._offsets[seen] + code.clamp(min=0)]
 
     def prompt(self, tables: torch.Tensor, lengths: torch.Tensor) -> Prompt:
         """Prompts of ``lengths`` inputs that select ``tables``, one per model row."""
         width = int(lengths.max())
         place = torch.arange(width)
         embeds = torch.where(place == lengths[:, None] - 1, _MARKER + tables[:, None].double(), _FILLER)
-        return Prompt(embeds[..., None], lengths)
+        return Prompt(embeds[..., None].to(self.device), lengths.to(self.device))
 
 
 def target(logits: np.ndarray, uncond: np.ndarray | None, *, guidance_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, allowed=None) -> np.ndarray:
