@@ -34,7 +34,7 @@ def _version(package: str) -> str:
 
 
 def _fused_backends() -> str:
-    """The back-end that ``auto`` takes where the pipeline would run, and what keeps the others from running."""
+    """The back-end of verify, sample and denoise that ``auto`` takes on this machine's best device, and what keeps the other from running."""
     here = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
     backends = fused_backends(here)
     chosen = resolve_backend("verify", None, backends)
@@ -48,7 +48,7 @@ def collect() -> dict[str, str]:
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
-    facts["verify, sample, denoise"] = _fused_backends()
+    facts["op back-ends"] = _fused_backends()
     facts["cpu threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.version.cuda or "not in this PyTorch"
     for index in range(torch.cuda.device_count()):
