@@ -33,7 +33,7 @@ GUMBEL = tl.constexpr(1)  # Purpose.GUMBEL
 
 @triton.jit
 def _first_above(masses, running, target, index, size):
-    """``inverse_cdf._first_above``."""
+    """``inverse_cdf._first_above``; a parallel running sum may fall by a rounding, so ids without mass are left out by name."""
     positive = masses > 0.0
     first = tl.min(tl.where(positive & (running > target[:, None]), index, size), axis=1)
     return tl.minimum(first, tl.max(tl.where(positive, index, 0), axis=1))

@@ -16,12 +16,10 @@ __all__ = ["BLOCK", "inverse_cdf"]
 BLOCK = 1024
 
 
-def _first_above(masses: torch.Tensor, running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The first index of positive mass whose running sum exceeds ``target``; where rounding leaves none, the last of positive mass."""
-    positive = masses > 0
-    index = torch.arange(masses.shape[-1], device=masses.device)
-    first = torch.where(positive & (running > target[..., None]), index, masses.shape[-1]).amin(-1)
-    return torch.minimum(first, torch.where(positive, index, 0).amax(-1))
+def _first_above(running: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first index whose running sum exceeds ``target``, at most the one at which the sum reaches its total."""
+    below = (running <= target[..., None]).sum(-1)
+    return torch.minimum(below, (running < running[..., -1:]).sum(-1))
 
 
 def inverse_cdf(masses: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -32,17 +30,19 @@ def inverse_cdf(masses: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         uniform: in (0, 1), of a shape that broadcasts against ``[...]``.
 
     Returns:
-        int64 of the broadcast shape; never an id of zero mass.
+        int64 of the broadcast shape; never an id of zero mass, as long as the running sum does not fall.
     """
     vocab = masses.shape[-1]
-    size = min(vocab, BLOCK)
-    blocked = F.pad(masses, (0, -vocab % size)).unflatten(-1, (-1, size))
+    if vocab <= BLOCK:
+        running = masses.cumsum(-1)
+        return _first_above(running, uniform * running[..., -1])
+    blocked = F.pad(masses, (0, -vocab % BLOCK)).unflatten(-1, (-1, BLOCK))
     sums = blocked.sum(-1)
     running = sums.cumsum(-1)
     target = uniform * running[..., -1]
     shape = target.shape
     running = running.expand(*shape, -1)
-    block = _first_above(sums, running, target)
+    block = _first_above(running, target)
     before = torch.where(block > 0, running.gather(-1, (block - 1).clamp(min=0)[..., None]).squeeze(-1), 0)
-    inside = blocked.expand(*shape, -1, -1).gather(-2, block[..., None, None].expand(*shape, 1, size)).squeeze(-2)
-    return block * size + _first_above(inside, inside.cumsum(-1), target - before)
+    inside = blocked.expand(*shape, -1, -1).gather(-2, block[..., None, None].expand(*shape, 1, BLOCK)).squeeze(-2)
+    return block * BLOCK + _first_above(inside.cumsum(-1), target - before)
