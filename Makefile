@@ -30,14 +30,14 @@ test: setup
 
 # The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported: a process of its own.
 test-triton: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -m "not full" tests/triton
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "not full" tests/fused
 
 # Law tests allocate the same hundreds of megabytes again and again: told not to return them to the system, glibc is several times faster.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 
 test-full: setup
 	$(KEEP_MEMORY) HYPOTHESIS_PROFILE=full $(BIN)/pytest --durations=20
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/fused
 
 # Every Triton kernel compiled for four GPUs that need not be there: registers, spills, shared memory.
 check-triton: setup
