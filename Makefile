@@ -81,6 +81,7 @@ pictures: setup
 # The cache ops beside Transformers' caches, stored.
 bench-kv: setup
 	$(BIN)/python benchmarks/kv_cache.py --rows 2 --threads 1 --repeats 12 -o benchmarks/results/kv_cache.json
+	$(BIN)/python benchmarks/tables.py
 # Times of the ops beside their floors and peers; worth something on a GPU only.
 bench-ops: setup
 	$(BIN)/python benchmarks/fused_ops.py -o out/fused_ops.json --csv out/fused_ops.csv

@@ -88,14 +88,37 @@ def pictures_conditions(results: dict) -> str:
     )
 
 
+def kv_cache_table(results: dict) -> str:
+    """Every workload of the cache: its time, and its speed beside a plain copy of as many bytes."""
+    lines = ["| | milliseconds | moved | speed of a plain copy |", "|---|---|---|---|"]
+    for row in results["workloads"]:
+        moved = f"{row['bytes'] / 1e6:,.0f} MB" if row["bytes"] else "nothing"
+        share = f"{row['percent_of_plain_copy']:.0f} %" if row["bytes"] else ""
+        lines.append(f"| {row['name']} | {row['p50_us'] / 1e3:,.2f} | {moved} | {share} |")
+    return "\n".join(lines)
+
+
+def kv_cache_conditions(results: dict) -> str:
+    """What the cache's figures were measured under."""
+    facts, shapes = results["conditions"], results["shapes"]
+    return (
+        f"All layers of one iteration, medians: {shapes['layers']} layers, {shapes['rows']} rows, {shapes['heads']} heads of {shapes['width']}, "
+        f"{shapes['dtype']}, window {shapes['window']} behind {shapes['committed']:,} columns. An iteration is "
+        f"{results['times_cheaper_than_dynamic_cache']:.0f} times cheaper than with `DynamicCache`. "
+        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}." + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
+    )
+
+
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
     "pictures": ("pictures.json", pictures_table),
+    "kv_cache": ("kv_cache.json", kv_cache_table),
+    "kv_cache_conditions": ("kv_cache.json", kv_cache_conditions),
     "pictures_conditions": ("pictures.json", pictures_conditions),
 }
-FILES = ("README.md", "docs/exactness.md")
+FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md")
 
 
 def filled(text: str) -> str:
@@ -105,7 +128,7 @@ def filled(text: str) -> str:
         results, table = TABLES[match[2]]
         return f"{match[1]}\n{table(json.loads((RESULTS / results).read_text()))}\n{match[3]}"
 
-    return re.sub(r"(<!-- table (\w+) -->)\n.*?\n(<!-- end -->)", replace, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table (\w+) -->)\n(?:.*?\n)?(<!-- end -->)", replace, text, flags=re.DOTALL)
 
 
 def main() -> int:
