@@ -4,7 +4,7 @@ Bytes per element of the window, in a model dtype of 2 B:
 
     noisy slot                 6 (its last input, its token's embedding, its next input)
     clean slot                 4 (its last input is not read)
-    fresh slot                 4, and 8 of the statistics, which stay in cache
+    fresh slot                 2 (its next input), and 8 of the statistics, which stay in cache
 
 Nothing is reduced, so nothing depends on an order. Not measured on a GPU.
 """
@@ -60,16 +60,16 @@ def denoise_kernel(
     token = tl.load(tokens_ptr + row, mask=live, other=0)
     embeds_row = (b * stride_embeds_b + source * stride_embeds_w)[:, None]
     dimension = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    exists = live[:, None] & (dimension < D)
+    noised = live & fresh & (clean == 0)
+    exists = (live & (noised == 0))[:, None] & (dimension < D)
     target = tl.load(weight_ptr + token[:, None] * stride_weight_v + dimension.to(tl.int64) * stride_weight_d, mask=exists, other=0.0)
     # To the output's dtype before anything is computed: a clean slot is fed exactly this.
     target = target.to(out_ptr.dtype.element_ty)
-    moving = exists & ((clean | fresh) == 0)[:, None]
+    moving = exists & (clean == 0)[:, None]
     noisy = tl.load(embeds_ptr + embeds_row + dimension.to(tl.int64) * stride_embeds_d, mask=moving, other=0.0).to(tl.float32)
     stepped = share[:, None] * noisy + (1.0 - share)[:, None] * target.to(tl.float32)
     out = tl.where(clean[:, None], target, stepped.to(out_ptr.dtype.element_ty))
-    tl.store(out_ptr + row[:, None] * D + dimension, out, mask=exists & (clean | (fresh == 0))[:, None])
-    noised = live & fresh & (clean == 0)
+    tl.store(out_ptr + row[:, None] * D + dimension, out, mask=exists)
     if tl.max(noised.to(tl.int32), axis=0) > 0:
         seed = tl.load(seeds_ptr + b, mask=live, other=0)[:, None]
         position = (tl.load(position_ptr + b, mask=live, other=0) + w)[:, None]
@@ -84,7 +84,9 @@ def denoise_kernel(
                 noise = radius * (tl.sin(angle) if half == 1 else tl.cos(angle))
                 mean = tl.load(mean_ptr + lane, mask=lane < D, other=0.0).to(tl.float32)
                 std = tl.load(std_ptr + lane, mask=lane < D, other=0.0).to(tl.float32)
-                towards = tl.load(weight_ptr + token[:, None] * stride_weight_v + lane.to(tl.int64) * stride_weight_d, mask=wanted, other=0.0)
+                # A slot that stays pure noise has no use for its token.
+                used = wanted & (share != 1.0)[:, None]
+                towards = tl.load(weight_ptr + token[:, None] * stride_weight_v + lane.to(tl.int64) * stride_weight_d, mask=used, other=0.0)
                 towards = towards.to(out_ptr.dtype.element_ty).to(tl.float32)
                 first = share[:, None] * (std * noise + mean) + (1.0 - share)[:, None] * towards
                 tl.store(out_ptr + row[:, None] * D + lane, first.to(out_ptr.dtype.element_ty), mask=wanted)
