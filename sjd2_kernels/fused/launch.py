@@ -328,7 +328,7 @@ def _draw_constants(plan: DrawPlan) -> dict[str, int]:
         "ROWS": plan.rows,
         "BLOCK": plan.block,
         "BLOCKS": plan.blocks,
-        "BLOCKS_PADDED": next_power(plan.blocks),
+        "BLOCKS_PADDED": max(16, next_power(plan.blocks)),  # Triton 3.6 cannot scan fewer elements than a thread loads
         "PER_SPLIT": plan.per_split,
         "SPLITS": plan.splits,
         "SPLITS_PADDED": next_power(plan.splits),

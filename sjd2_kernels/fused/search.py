@@ -106,7 +106,7 @@ def borders(
         # Equal keys have equal mass: the fewest of them that reach the target.
         tied = (key == border[:, None]) & ((key > k_border[:, None]) | (ids <= k_cut[:, None]))
         each = tl.exp(key_value(border) - maximum)
-        wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1e-38)))
+        wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1.2e-38)))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
         border_cut = nth_tied(tied & applies[:, None], ids, wanted, ID_BITS)
         threshold = tl.where(applies, key_value(border), threshold)

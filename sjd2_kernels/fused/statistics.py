@@ -257,7 +257,7 @@ def _border_by_sweeps(
         tl.where(border == HIGHEST_KEY, border, border + 1), highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     if BY_MASS:
-        each = tl.maximum(tl.exp(key_value(border) - maximum), 1e-38)
+        each = tl.maximum(tl.exp(key_value(border) - maximum), 1.2e-38)
         wanted = tl.minimum(tl.maximum(tl.ceil(tl.div_rn(target - above_mass, each)), 1.0), 2147483520.0).to(tl.int32)
         wanted = tl.minimum(wanted, tied_count)
     else:

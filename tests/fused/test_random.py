@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sjd2_kernels.fused.denoise import cos_sin_of_turns
 from sjd2_kernels.fused.logits import gumbel_from_uniform, philox, uniform_from_bits
 from sjd2_kernels.random import Purpose, gumbel_noise, normal_noise, uniforms
 from sjd2_kernels.random import gumbel_from_uniform as gumbel_definition
@@ -29,6 +30,14 @@ def gumbel_kernel(uniform_ptr, noise_ptr, N: tl.constexpr):
     tl.store(noise_ptr + index, gumbel_from_uniform(tl.load(uniform_ptr + index)))
 
 
+@triton.jit
+def circle_kernel(turns_ptr, cosine_ptr, sine_ptr, N: tl.constexpr):
+    index = tl.arange(0, N)
+    cosine, sine = cos_sin_of_turns(tl.load(turns_ptr + index))
+    tl.store(cosine_ptr + index, cosine)
+    tl.store(sine_ptr + index, sine)
+
+
 def test_words_and_uniforms_are_those_of_the_definition(device):
     seeds = torch.tensor([0, -1, 7, -(2**63), 2**63 - 1, 0x0123456789ABCDEF])
     positions, iterations = torch.tensor([0, 1, 2**32 - 1, 2**33 + 5, 77, 0]), torch.tensor([0, 2**31, 5, 2**32 - 1, 1, 9])
@@ -49,6 +58,15 @@ def test_gumbel_noise_is_accurate_at_both_ends(device):
     noise = torch.empty(256, device=device)
     gumbel_kernel[(1,)](uniform.to(device), noise, N=256)
     assert torch.allclose(noise.cpu().double(), gumbel_definition(uniform.double()), rtol=2e-6, atol=1e-6)
+
+
+def test_cosine_and_sine_go_round_the_circle(device):
+    turns = torch.cat([torch.linspace(0, 1 - 2.0**-24, 1016), torch.tensor([2.0**-33, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875])])
+    cosine, sine = torch.empty(2, 1024, device=device)
+    circle_kernel[(1,)](turns.to(device), cosine, sine, N=1024)
+    angle = 2 * torch.pi * turns.double()
+    assert (cosine.cpu() - angle.cos()).abs().max() < 3e-7
+    assert (sine.cpu() - angle.sin()).abs().max() < 3e-7
 
 
 def test_definitions_of_noise_use_words_of_their_own():
