@@ -36,26 +36,28 @@ class Step:
 
 
 PYTHON = sys.executable
+# The command, not `python -m pytest`, which would put the source folder before the installed package.
+PYTEST = str(Path(sys.executable).with_name("pytest"))
 STEPS = (
     Step("install", [PYTHON, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "."], 180),
     Step("info", [PYTHON, "-c", "from sjd2.cli import main; main(['info'])"], 60),
-    Step("triton tests", [PYTHON, "-m", "pytest", "-q", "-m", "not full", "tests/fused", "tests/kv_cache"], 300),
+    Step("triton tests", [PYTEST, "-q", "-m", "not full", "tests/fused", "tests/kv_cache"], 300),
     Step(
         "law tests on the GPU",
-        [PYTHON, "-m", "pytest", "-q", "-m", "not full", "tests/law/test_law.py", "tests/law/test_rows_alone.py"],
+        [PYTEST, "-q", "-m", "not full", "tests/law/test_law.py", "tests/law/test_rows_alone.py"],
         240,
         environment=(("SJD2_TEST_DEVICE", "cuda"),),
     ),
-    Step("other tests", [PYTHON, "-m", "pytest", "-q", "-m", "not full", "--ignore=tests/fused", "--ignore=tests/kv_cache"], 420),
+    Step("other tests", [PYTEST, "-q", "-m", "not full", "--ignore=tests/fused", "--ignore=tests/kv_cache"], 420),
     Step(
         "memcheck",
-        ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", PYTHON, "-m", "pytest", "-q", "tests/kv_cache/test_cuda.py"],
+        ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", PYTEST, "-q", "tests/kv_cache/test_cuda.py"],
         240,
         needs="compute-sanitizer",
     ),
     Step(
         "racecheck",
-        ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", PYTHON, "-m", "pytest", "-q", "tests/kv_cache/test_cuda.py"],
+        ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", PYTEST, "-q", "tests/kv_cache/test_cuda.py"],
         240,
         needs="compute-sanitizer",
     ),
