@@ -39,6 +39,18 @@ def test_frozen_noise_ignores_the_iteration_and_other_draws_do_not():
     assert not torch.equal(first[Purpose.DRAFT], second[Purpose.DRAFT])
 
 
+@pytest.mark.parametrize("vocab", [7, 1024, 1025, 5000])
+def test_inverse_cdf_inverts_the_running_sum_across_blocks(vocab):
+    generator = torch.Generator().manual_seed(vocab)
+    masses = torch.rand(vocab, generator=generator, dtype=torch.float64)
+    masses[torch.rand(vocab, generator=generator) < 0.5] = 0
+    masses[vocab // 2] = 1.0
+    uniform = torch.rand(2000, generator=generator, dtype=torch.float64)
+    running = masses.cumsum(0)
+    expected = torch.searchsorted(running, uniform * running[-1], right=True)
+    assert torch.equal(inverse_cdf(masses.expand(2000, -1), uniform), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inverse_cdf_never_returns_an_id_without_mass(dtype):
     masses = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=dtype)
