@@ -1,7 +1,8 @@
 """A model small enough to enumerate: p(next token | prefix) stands in a random table, so the exact joint law is known.
 
 It is driven by the real loop through the real cache: its "keys" are the tokens it was fed, and what it predicts depends on the
-valid columns of its row and on nothing else. A wrong rollback therefore gives a wrong law.
+valid columns of its row and on nothing else. A wrong rollback therefore gives a wrong law. Noise that it is fed is read as some
+token or other, and a timestep token that an input sees turns its prediction round: both mislead every later slot.
 """
 
 from __future__ import annotations
@@ -35,13 +36,19 @@ class TableModel:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.to(torch.float64)[..., None]
 
+    def image_embeddings(self) -> torch.Tensor:
+        return self.embed(torch.arange(self.vocab_size, device=self.device))
+
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         return kind(1, rows, capacity, device=self.device)
 
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         fed = inputs_embeds[:, None]
-        columns, _ = cache.layers[0].update(fed, fed)
+        positions = cache.positions(inputs_embeds.shape[1])
+        columns, places = cache.layers[0].update(fed, positions[:, None, :, None].to(fed.dtype))
         values = columns[:, 0, :, 0]
+        if cache.extra is not None:
+            return self._by_mask(values, places[:, 0, :, 0].long(), cache.mask(inputs_embeds.shape[1])[:, 0], positions, len(cache.extra.offset))
         marked = values >= _MARKER
         marker = marked.long().argmax(1)
         # Rows whose marker is still to come are in their prompt: nobody looks at what they predict.
@@ -49,10 +56,24 @@ class TableModel:
         place = torch.arange(values.shape[1], device=self.device) - marker[:, None] - 1
         powers = torch.where((place >= 0) & (place < self.count), float(self.vocab_size) ** place.clamp(0, self.count), 0.0)
         codes = (values * powers).cumsum(1)
-        newest = cache.positions(inputs_embeds.shape[1])
-        seen = (newest - marker[:, None]).clamp(max=self.count - 1)
+        seen = (positions - marker[:, None]).clamp(max=self.count - 1)
         code = codes.gather(1, (marker[:, None] + seen).clamp(max=values.shape[1] - 1)).long()
         return self._table[table[:, None], self._offsets[seen] + code.clamp(min=0)]
+
+    def _by_mask(self, values: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, extra: int) -> torch.Tensor:
+        """The same prediction from what each input ``[R, T]`` sees of the columns ``[R, S]``, in no order."""
+        marker = (values >= _MARKER).long().argmax(1)
+        table = (values.gather(1, marker[:, None]).squeeze(1) - _MARKER).long()
+        place = (places - marker[:, None] - 1)[:, None]  # of the image token that a column holds
+        token = values.round().clamp(0, self.vocab_size - 1)[:, None]
+        held = mask & (place >= 0) & (place < positions[..., None] - marker[:, None, None]) & (place < self.count)
+        code = torch.where(held, token * float(self.vocab_size) ** place.clamp(0, self.count), 0.0).sum(-1)
+        seen = (positions - marker[:, None]).clamp(0, self.count - 1)
+        logits = self._table[table[:, None], self._offsets[seen] + (code.long() % self.vocab_size**seen)]
+        # A timestep token is the only input at a position of the prompt that is fed behind it.
+        behind = torch.arange(values.shape[1], device=self.device) > marker[:, None]
+        timestep = (mask & (behind & (places == 0))[:, None]).any(-1)
+        return torch.where(timestep[..., None], logits.flip(-1), logits)
 
     def prompt(self, tables: torch.Tensor, lengths: torch.Tensor) -> Prompt:
         """Prompts of ``lengths`` inputs that select ``tables``, one per model row."""

@@ -36,10 +36,6 @@ class SlicedCausalLM:
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
         self.device, self.dtype = model.device, model.dtype
         self._embedding = model.get_input_embeddings()
-        head = model.get_output_embeddings()
-        rows = slice(image_id_start, image_id_start + vocab_size)
-        self._weight = head.weight[rows]
-        self._bias = None if head.bias is None else head.bias[rows]
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
@@ -49,20 +45,31 @@ class SlicedCausalLM:
         """Input embeddings ``[B, N, D]`` of image tokens."""
         return self._embedding(tokens + self.image_id_start)
 
+    def image_embeddings(self) -> torch.Tensor:
+        """See ``DecodableModel.image_embeddings``."""
+        weight: torch.Tensor = self._embedding.weight  # type: ignore[assignment]
+        return weight[self.image_id_start : self.image_id_start + self.vocab_size]
+
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """See ``DecodableModel.forward``."""
         window = inputs_embeds.shape[1]
-        mask = cache.mask(window)
+        return self.logits(inputs_embeds, cache.mask(window), cache.positions(window), cache)
+
+    def logits(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: RaggedCache | None = None) -> torch.Tensor:
+        """Logits ``[R, T, V]`` of ``inputs_embeds [R, T, D]`` at ``positions [R, T]`` under a bool ``mask [R, 1, T, keys]``."""
         if self.model.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         hidden = self.model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=mask,
-            position_ids=cache.positions(window),
+            position_ids=positions,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
         ).last_hidden_state
-        return F.linear(hidden, self._weight, self._bias)
+        # Looked up each time: tuning changes the head, and adapters of peft wrap it.
+        rows = slice(self.image_id_start, self.image_id_start + self.vocab_size)
+        head = self.model.get_output_embeddings()
+        return F.linear(hidden, head.weight[rows], None if head.bias is None else head.bias[rows])
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``."""

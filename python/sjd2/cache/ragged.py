@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,22 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sjd2_kernels import kv_append, kv_compact, kv_rollback
 
-__all__ = ["RaggedCache"]
+__all__ = ["ExtraColumns", "RaggedCache"]
+
+
+@dataclass(frozen=True)
+class ExtraColumns:
+    """What the next forward is fed behind its window of W causal inputs: E inputs that other rules hold for.
+
+    Attributes:
+        offset: int64 ``[E]``, position behind the row's length; −1 for position 0, whatever the length.
+        prefix: bool ``[E]``, whether the input sees the valid columns.
+        visible: bool ``[R, W + E, W + E]``, which of the new inputs sees which.
+    """
+
+    offset: torch.Tensor
+    prefix: torch.Tensor
+    visible: torch.Tensor
 
 
 class Rows:
@@ -92,6 +108,7 @@ class RaggedCache(Cache):
     Attributes:
         lengths: int64 ``[R]``, valid columns per row.
         overflow: bool ``[R]``, rows that had no room for a window on a GPU, where nobody raises; their tokens are worthless.
+        extra: inputs of the next forward that do not follow each other causally, if there are any.
     """
 
     _rows: Rows
@@ -99,6 +116,7 @@ class RaggedCache(Cache):
     def __init__(self, layers: int, rows: int, capacity: int, *, device: torch.device | str = "cpu"):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
+        self.extra: ExtraColumns | None = None
         self._layers = [self._layer(index) for index in range(layers)]
         super().__init__(layers=[*self._layers])
 
@@ -140,11 +158,21 @@ class RaggedCache(Cache):
         self.lengths.zero_()
         self.overflow.zero_()
 
-    def positions(self, window: int) -> torch.Tensor:
-        """Sequence positions ``[R, W]`` of the next ``window`` inputs."""
-        return self.lengths[:, None] + torch.arange(window, device=self.lengths.device)
+    def positions(self, inputs: int) -> torch.Tensor:
+        """Sequence positions ``[R, inputs]`` of the next inputs."""
+        ahead = torch.arange(inputs, device=self.lengths.device)
+        if self.extra is None:
+            return self.lengths[:, None] + ahead
+        ahead = torch.cat([ahead[: inputs - len(self.extra.offset)], self.extra.offset])
+        return torch.where(ahead < 0, 0, self.lengths[:, None] + ahead)
 
-    def mask(self, window: int) -> torch.Tensor:
-        """bool ``[R, 1, W, S]``: each of the next ``window`` inputs sees the valid columns, the inputs before it, and itself."""
+    def mask(self, inputs: int) -> torch.Tensor:
+        """bool ``[R, 1, inputs, S]``: each of the next inputs sees the valid columns, the inputs before it, and itself, or what ``extra`` says."""
         columns = torch.arange(self.capacity, device=self.lengths.device)
-        return (columns <= self.positions(window)[..., None])[:, None]
+        ahead = torch.arange(inputs, device=self.lengths.device)
+        if self.extra is None:
+            return (columns <= (self.lengths[:, None] + ahead)[..., None])[:, None]
+        new = (columns - self.lengths[:, None])[:, None].expand(-1, inputs, -1)  # counted from the first new input
+        sees_prefix = torch.cat([torch.ones_like(ahead[: inputs - len(self.extra.prefix)], dtype=torch.bool), self.extra.prefix])
+        among_new = self.extra.visible.gather(2, new.clamp(0, inputs - 1))
+        return torch.where(new < 0, sees_prefix[:, None], among_new & (new < inputs))[:, None]

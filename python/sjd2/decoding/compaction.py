@@ -13,6 +13,7 @@ import torch
 from sjd2_kernels import LastForward, RowStatistics
 
 from ..cache import RaggedCache
+from ..denoising.window import NoisyWindow
 from .layout import TokenLayout
 from .state import Plan, WindowState
 
@@ -89,4 +90,5 @@ def compact(plan: Plan, state: WindowState, cache: RaggedCache, ledger: Ledger, 
     plan = replace(plan, layout=layout, processing=plan.processing.select(rows), seeds=plan.seeds[rows])
     per_row = ("tokens", "committed", "remaining", "drafts", "q_row", "forced", "iteration", "accepted", "invalid")
     selected = {name: getattr(state, name)[rows] for name in per_row}
-    return plan, replace(state, **selected, tail=state.tail[model_rows], last=_select_last(state.last, rows))
+    noise = None if state.noise is None else NoisyWindow(state.noise.levels[rows], state.noise.embeds[rows])
+    return plan, replace(state, **selected, tail=state.tail[model_rows], last=_select_last(state.last, rows), noise=noise)

@@ -36,6 +36,10 @@ class DecodableModel(Protocol):
         """Input embeddings ``[B, N, D]`` of image ids ``[B, N]``."""
         ...
 
+    def image_embeddings(self) -> torch.Tensor:
+        """Input embeddings ``[V, D]`` of all image ids."""
+        ...
+
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """Logits ``[R, W, V]`` of ``inputs_embeds [R, W, D]``, whose keys and values it appends to every layer of ``cache``.
 

@@ -7,6 +7,8 @@ from typing import Literal, cast
 
 from sjd2_kernels import Rule
 
+from ..denoising.settings import Denoising
+
 __all__ = ["INITIALISATIONS", "PRESETS", "Exactness", "Initialisation", "Preset", "resolve_preset"]
 
 #: ``tokens``: the tokens of ``ar`` at the same seed. ``law``: the same distribution as AR sampling. ``none``: neither.
@@ -29,6 +31,7 @@ class Preset:
         exact: what is promised about the result, see ``Exactness``.
         summary: one line for help texts.
         keep_ratio: τ of ``Rule.KEEP_RATIO``.
+        denoising: where noise stands in for tokens; ``None``: every slot is clean.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Preset:
     exact: Exactness
     summary: str
     keep_ratio: float = 0.3
+    denoising: Denoising | None = None
 
 
 _ALL = (
@@ -47,6 +51,7 @@ _ALL = (
     Preset("mc-sjd", Rule.COUPLED, 64, "left", "law", "SJD with maximal coupling (2510.24211)"),
     Preset("gs-sjd", Rule.GUMBEL_TAIL, 64, "left", "law", "SJD with Gumbel-shared redraws (2510.24211)"),
     Preset("sjd++", Rule.KEEP_RATIO, 96, "left", "none", "SJD that keeps likely drafts after a rejection (2512.07503); not exact"),
+    Preset("sjd2", Rule.COUPLED, 64, "left", "law", "speculative Jacobi-denoising decoding (2510.08994)", denoising=Denoising()),
 )
 
 #: Every method by its name.

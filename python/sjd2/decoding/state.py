@@ -9,6 +9,7 @@ import torch
 from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing
 
 from ..cache import RaggedCache
+from ..denoising.window import Denoiser, NoisyWindow
 from .initialisation import uniform_drafts
 from .layout import TokenLayout
 from .model import DecodableModel, Prompt
@@ -30,6 +31,7 @@ class Plan:
     guided: bool
     cache: type[RaggedCache]
     compact: bool
+    denoiser: Denoiser | None = None
 
 
 @dataclass
@@ -47,6 +49,7 @@ class WindowState:
     iteration: torch.Tensor  # int64 [B], the row's forwards
     accepted: torch.Tensor  # int64 [B]
     invalid: torch.Tensor  # bool [B]
+    noise: NoisyWindow | None = None
 
 
 def slots(start: torch.Tensor, window: int) -> torch.Tensor:
@@ -65,7 +68,8 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
     batch, count = layout.forced.shape
     rows, width, _ = prompt.embeds.shape
     device = prompt.embeds.device
-    cache = plan.model.new_cache(rows, width - 1 + count + window, plan.cache)
+    extra = 0 if plan.denoiser is None else plan.denoiser.extra_inputs
+    cache = plan.model.new_cache(rows, width - 1 + count + window + extra, plan.cache)
     if width > 1:
         with stopwatch:
             plan.model.forward(prompt.embeds[:, :-1], cache)
@@ -92,4 +96,6 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
         accepted=zeros,
         invalid=torch.zeros(batch, dtype=torch.bool, device=device),
     )
+    if plan.denoiser is not None:
+        state.noise = plan.denoiser.begin(state.drafts, forced, plan.seeds, zeros)
     return state, cache

@@ -1,0 +1,1 @@
+"""Next-clean-token tuning for any causal image model."""
