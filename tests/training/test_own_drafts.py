@@ -54,7 +54,9 @@ class Painter(SlicedCausalLM):
         return TokenLayout.grid(batch_size, SIDE, SIDE)
 
 
-SETTINGS = DraftSettings(NoiseLevels.karras(2), windows=3, window=5, clean_run=2, per_level=1, temperature=0.7, top_k=20, anchor=0.5, branch_anchor=0.1)
+SETTINGS = DraftSettings(
+    NoiseLevels.karras(2), windows=3, window=5, clean_run=2, per_level=1, temperature=0.7, top_k=20, anchor=0.5, branch_anchor=0.1
+)
 
 
 @pytest.fixture(scope="module")

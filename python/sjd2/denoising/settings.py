@@ -18,25 +18,30 @@ class Denoising:
 
     Attributes:
         levels: the schedule.
-        clean: slots at the front that are clean and can be verified; slots behind them are born as noise.
+        clean: slots at the front that are clean and can be verified, as a number of slots (int) or a share of the window (float in (0, 1]);
+            slots behind them are born as noise.
         per_level: slots of each level behind the clean ones. A slot that comes nearer to the front takes the lower of its level and this one.
         normalise: add noise in the normalised embedding space. Without it denoising fails (2510.08994).
         timesteps: feed timestep tokens.
         nearest: the draft of a noisy slot is the id whose embedding is nearest to its input, by cosine, as published; this gives up exactness.
 
     Raises:
-        ValueError: ``clean`` or ``per_level`` is below 1.
+        ValueError: ``clean`` or ``per_level`` is out of its range.
     """
 
     levels: NoiseLevels = KARRAS
-    clean: int = 48
+    clean: int | float = 0.75
     per_level: int = 3
     normalise: bool = True
     timesteps: bool = True
     nearest: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clean", "per_level"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if not (isinstance(self.clean, int) and self.clean >= 1) and not (isinstance(self.clean, float) and 0 < self.clean <= 1):
+            raise ValueError(f"clean: expected a whole number >= 1, or a share of the window in (0.0, 1.0], got {self.clean!r}")
+        if not isinstance(self.per_level, int) or self.per_level < 1:
+            raise ValueError(f"per_level: expected a whole number >= 1, got {self.per_level!r}")
+
+    def clean_slots(self, window: int) -> int:
+        """Clean slots of a window of W, from 1 to W."""
+        return min(window, self.clean if isinstance(self.clean, int) else max(1, round(self.clean * window)))

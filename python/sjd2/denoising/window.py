@@ -38,7 +38,7 @@ class Denoiser:
         statistics = EmbeddingStatistics.of(self.weight)
         self.statistics = statistics if settings.normalise else EmbeddingStatistics.identity_like(statistics)
         self.times = torch.tensor(settings.levels.times, dtype=statistics.mean.dtype, device=device)
-        self.at_distance = window_levels(window, settings.levels.steps, clean=settings.clean, per_level=settings.per_level).to(device)
+        self.at_distance = window_levels(window, settings.levels.steps, clean=settings.clean_slots(window), per_level=settings.per_level).to(device)
         steps = settings.levels.steps if settings.timesteps else 0
         self.timesteps = timestep_embeddings(settings.levels, self.statistics, self.weight.dtype)[:steps]
 
