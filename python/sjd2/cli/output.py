@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["PictureFiles", "checked_json_path", "write_atomically"]
+from ..files import write_atomically
+
+__all__ = ["PictureFiles", "checked_json_path"]
 
 #: Pictures whose shorter side is below this are enlarged, so that they can be looked at.
 _COMFORTABLE_SIDE = 256
@@ -30,17 +31,6 @@ def _check_writable(path: Path, argument: str) -> None:
         raise OSError(f"{argument}: the folder {path.parent} cannot be made: {folder} is a file")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise OSError(f"{argument}: {path} cannot be written")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a path beside ``path`` (same suffix) and move the result into place; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def checked_json_path(name: str | None) -> Path | None:
