@@ -266,8 +266,7 @@ def finetune(
         tuned, NoiseCollator(adapter, settings.noise), examples, held_out, arguments, [_Report(report)], drop_captions=settings.drop_captions
     )
     if settings.gradient_checkpointing:
-        enable = getattr(adapter.model, "activation_checkpointing_enable", None) or adapter.model.gradient_checkpointing_enable
-        enable()
+        tuned.activation_checkpointing_enable()
     trained = sum(parameter.numel() for parameter in tuned.state_dict().values())
     per_step = settings.batch_size * settings.gradient_accumulation
     report(f"{trained:,} parameters, {count:,} examples, {held_out_count:,} held out, {steps:,} steps of {per_step}")

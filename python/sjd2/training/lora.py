@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -11,7 +12,7 @@ __all__ = ["add_lora", "merge_lora"]
 def add_lora(model: PreTrainedModel, rank: int) -> None:
     """Freeze ``model`` and put trainable adapters of this rank beside every linear layer of its blocks; their scale is 2 (alpha = 2·rank).
 
-    The new parameters are float32 whatever the model's dtype, and change nothing before the first step.
+    The new parameters are float32 beside half-precision weights, and change nothing before the first step.
 
     Raises:
         ValueError: a rank below 1.
@@ -24,6 +25,9 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "sjd2-kernels[tune]"') from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):  # steps of AdamW are smaller than their last bit
+            parameter.data = parameter.data.float()
 
 
 def merge_lora(model: PreTrainedModel) -> None:

@@ -34,8 +34,11 @@ class NextCleanTokenModel(nn.Module):
         self.model, self.adapter, self.noise = adapter.model, adapter, noise or TuningNoise()
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """As the ``Trainer`` calls it."""
-        self.model.activation_checkpointing_enable(**options)
+        """Compute activations again instead of keeping them; as the ``Trainer`` calls it."""
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(**options)
+        else:  # Transformers before 5.2x
+            self.model.gradient_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """As the ``Trainer`` of older Transformers calls it."""
