@@ -22,7 +22,7 @@ def write_model(folder: Path, *, tied: bool = False) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=TEXT_VOCAB_SIZE + CODES, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, pad_token_id=0, eos_token_id=None,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, bos_token_id=1, pad_token_id=0, eos_token_id=None,
         tie_word_embeddings=tied,
     )  # fmt: skip
     config.update({"sjd2": {"adapter": "tiny_scenes", "image_id_start": TEXT_VOCAB_SIZE, "image_ids": CODES, "grid": [GRID, GRID]}})

@@ -12,7 +12,7 @@
 
 from .collator import Example, NoiseCollator
 from .data import TokenExamples, read_examples
-from .finetune import FinetuneSettings, finetune
+from .recipe import FinetuneSettings, finetune
 from .lora import add_lora, merge_lora
 from .model import NextCleanTokenModel
 from .plan import NoisePlan, TuningNoise, draw_plan
