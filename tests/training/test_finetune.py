@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -203,7 +202,7 @@ def test_another_command_on_a_started_folder_is_an_error_that_names_what_differs
         (["--device", "banana"], "device: expected one of cpu"),
         (["-o", "model"], "output: expected a folder that is not there yet, model holds other files"),
         (["-o", "tokens.jsonl"], "output: expected a folder that is not there yet, tokens.jsonl holds other files"),
-        (["-o", "bad.jsonl/tuned"], "bad.jsonl"),
+        (["-o", "bad.jsonl/tuned"], "output: the folder bad.jsonl/tuned.tuning cannot be made: bad.jsonl is a file"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(place, capsys, arguments, message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_segments_rise_one_by_one_and_fall_back_to_clean(noise, count, seed):
     assert plan.window_levels.numel() == 0
     assert set(levels) <= set(range(steps + 1))
     found = runs(levels)
-    for (before, _), (after, _) in zip(found, found[1:], strict=False):
+    for (before, _), (after, _) in pairwise(found):
         assert after in (0, before + 1)
     for place, (level, length) in enumerate(found):
         if 0 < level < steps:

@@ -129,9 +129,9 @@ def test_captions_are_dropped_at_their_rate(adapter, tmp_path):
 
 
 def test_a_dataset_that_fetches_many_at_once_is_asked_to(adapter, tmp_path):
-    class Fetching(torch.utils.data.Dataset):
-        asked: list[int] = []
+    asked = []
 
+    class Fetching(torch.utils.data.Dataset):
         def __len__(self):
             return 8
 
@@ -139,12 +139,12 @@ def test_a_dataset_that_fetches_many_at_once_is_asked_to(adapter, tmp_path):
             raise AssertionError("asked one by one")
 
         def __getitems__(self, indices):
-            self.asked.append(len(indices))
+            asked.append(len(indices))
             return [examples(8)[index] for index in indices]
 
     arguments = TrainingArguments(str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[], save_strategy="no")
     build_trainer(NextCleanTokenModel(adapter, NOISE), NoiseCollator(adapter, NOISE), Fetching(), None, arguments).train()
-    assert Fetching.asked == [4, 4]
+    assert asked == [4, 4]
 
 
 def test_nll_by_level_is_a_mean_over_tokens():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 
 __all__ = ["PictureFiles", "checked_json_path"]
 
@@ -20,25 +20,12 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
 
 
-def _check_writable(path: Path, argument: str) -> None:
-    """Raise before the work starts what writing would raise after it. Makes nothing: the work may still fail."""
-    if path.is_dir():
-        raise OSError(f"{argument}: expected a file, {path} is a folder")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise OSError(f"{argument}: the folder {path.parent} cannot be made: {folder} is a file")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OSError(f"{argument}: {path} cannot be written")
-
-
 def checked_json_path(name: str | None) -> Path | None:
     """The path of ``--json``, known to be writable."""
     if name is None:
         return None
     path = Path(name)
-    _check_writable(path, "--json")
+    check_writable(path, "--json")
     return path
 
 
@@ -60,7 +47,7 @@ class PictureFiles:
         for path in self.paths:
             if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
                 raise ValueError(f"--output: expected a picture file such as {path.stem}.png, got {path.name}")
-            _check_writable(path, "--output")
+            check_writable(path, "--output")
 
     @staticmethod
     def _paths(output: str | None, prompts: list[str], seed: int) -> list[Path]:

@@ -12,10 +12,10 @@
 
 from .collator import Example, NoiseCollator
 from .data import TokenExamples, read_examples
-from .recipe import FinetuneSettings, finetune
 from .lora import add_lora, merge_lora
 from .model import NextCleanTokenModel
 from .plan import NoisePlan, TuningNoise, draw_plan
+from .recipe import FinetuneSettings, finetune
 from .save import save_tuned
 from .trainer import build_trainer, last_checkpoint, nll_by_level
 

@@ -80,38 +80,33 @@ def _entry(place: str, value: Any) -> _Entry:
     return _Entry(place, value)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got another byte at {error.start}") from error
-
-
 def _lines(path: Path) -> Iterator[_Entry]:
     """Records of a .jsonl file; empty lines are passed over."""
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        place = f"{path}, line {number}"
-        if line.strip():
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            if not line.strip():
+                continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: expected JSON, got {line.strip()[:40]!r} ({error.msg})") from error
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise ValueError(f"{place}: expected JSON, got {line.strip()[:40].decode(errors='replace')!r}") from error
             yield _entry(place, value)
 
 
 def _list(path: Path) -> Iterator[_Entry]:
     """Records of a .json file."""
     try:
-        values = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: expected JSON ({error.msg})") from error
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
     if not isinstance(values, list):
         raise ValueError(f"{path}: expected a list, got {type(values).__name__}")
     for number, value in enumerate(values, 1):
         yield _entry(f"{path}, entry {number}", value)
 
 
-def _check_prompts(entries: list[_Entry], prompts: list[str], adapter: Adapter) -> None:
+def _check_prompts(places: list[str], prompts: list[str], adapter: Adapter) -> None:
     """Warn of what the model will not understand, all at once; name the line of a caption that it cannot take."""
     captions = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
     try:
@@ -120,26 +115,39 @@ def _check_prompts(entries: list[_Entry], prompts: list[str], adapter: Adapter) 
     except ValueError:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for entry, prompt in zip(entries, prompts, strict=True):
+            for place, prompt in zip(places, prompts, strict=True):
                 try:
                     if prompt.strip():
                         adapter.check_prompts([prompt])
                 except ValueError as error:
-                    raise ValueError(f"{entry.place}: {error}") from error
+                    raise ValueError(f"{place}: {error}") from error
         raise
 
 
-def _token_row(entry: _Entry, forced: torch.Tensor, vocab_size: int) -> np.ndarray:
+def _token_row(entry: _Entry, forced: np.ndarray, vocab_size: int) -> np.ndarray:
     """The checked tokens of one record."""
     values = entry.take("tokens", list, "a list of token ids")
     if len(values) != len(forced):
         raise ValueError(f"{entry.place}: expected {len(forced)} tokens, got {len(values)}")
     for index, value in enumerate(values):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
+        if type(value) is not int or not 0 <= value < vocab_size:
             raise ValueError(f"{entry.place}: expected token ids from 0 to {vocab_size - 1}, got {value!r} as token {index}")
-        if forced[index] not in (-1, value):
-            raise ValueError(f"{entry.place}: expected the structural token {int(forced[index])} as token {index}, got {value}")
-    return np.array(values, dtype=np.int32)
+    row = np.array(values, dtype=np.int32)
+    for place in np.flatnonzero((forced >= 0) & (row != forced)):
+        raise ValueError(f"{entry.place}: expected the structural token {forced[place]} as token {place}, got {row[place]}")
+    return row
+
+
+def _read_tokens(entries: Iterator[_Entry], adapter: Adapter) -> TokenExamples:
+    """Examples of a file; of each record only its tokens are kept, four bytes each."""
+    forced = adapter.layout(1).forced[0].cpu().numpy()
+    places, prompts, rows = [], [], []
+    for entry in entries:
+        places.append(entry.place)
+        prompts.append(entry.take("prompt", str, "a caption"))
+        rows.append(_token_row(entry, forced, adapter.vocab_size))
+    _check_prompts(places, prompts, adapter)
+    return TokenExamples(prompts, np.stack(rows) if rows else np.empty((0, len(forced)), dtype=np.int32))
 
 
 def _open_image(entry: _Entry, folder: Path) -> Image.Image:
@@ -171,6 +179,24 @@ def _fingerprint(entries: list[_Entry], folder: Path) -> str:
         path = folder / entry.take("file_name", str, "the name of an image")
         facts.append([str(path), path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else [str(path)])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _read_images(folder: Path, adapter: Adapter, batch_size: int, keep: Path | None, progress: Callable[[int, int], None]) -> TokenExamples:
+    """Examples of a folder."""
+    if not (folder / METADATA).is_file():
+        raise ValueError(f"data: expected {METADATA} in {folder}, found none")
+    entries = list(_lines(folder / METADATA))
+    prompts = [entry.take("text", str, "a caption") for entry in entries]
+    _check_prompts([entry.place for entry in entries], prompts, adapter)
+    fingerprint = _fingerprint(entries, folder)
+    if keep is not None and keep.is_file():
+        with np.load(keep) as kept:
+            if kept["fingerprint"] == fingerprint:
+                return TokenExamples(prompts, kept["tokens"])
+    tokens = _encode(entries, folder, adapter, adapter.layout(1).forced.shape[1], batch_size, progress)
+    if keep is not None and entries:
+        write_atomically(keep, lambda scratch: np.savez(scratch, fingerprint=fingerprint, tokens=tokens))
+    return TokenExamples(prompts, tokens)
 
 
 def _nothing(done: int, total: int) -> None:
@@ -210,26 +236,11 @@ def read_examples(
     if not path.exists():
         raise FileNotFoundError(f"data: {path} does not exist")
     if path.is_dir():
-        if not (path / METADATA).is_file():
-            raise ValueError(f"data: expected {METADATA} in {path}, found none")
-        entries, caption = list(_lines(path / METADATA)), "text"
+        examples = _read_images(path, adapter, batch_size, keep, progress)
     elif path.suffix in (".jsonl", ".json"):
-        entries, caption = list(_lines(path) if path.suffix == ".jsonl" else _list(path)), "prompt"
+        examples = _read_tokens(_lines(path) if path.suffix == ".jsonl" else _list(path), adapter)
     else:
         raise ValueError(f"data: expected a folder with {METADATA}, or a .jsonl or .json file of tokens, got {path}")
-    if not entries:
+    if not len(examples):
         raise ValueError(f"data: expected at least one record in {path}, got none")
-    prompts = [entry.take(caption, str, "a caption") for entry in entries]
-    _check_prompts(entries, prompts, adapter)
-    forced = adapter.layout(1).forced[0].cpu()
-    if not path.is_dir():
-        return TokenExamples(prompts, np.stack([_token_row(entry, forced, adapter.vocab_size) for entry in entries]))
-    fingerprint = _fingerprint(entries, path)
-    if keep is not None and keep.is_file():
-        with np.load(keep) as kept:
-            if kept["fingerprint"] == fingerprint:
-                return TokenExamples(prompts, kept["tokens"])
-    tokens = _encode(entries, path, adapter, len(forced), batch_size, progress)
-    if keep is not None:
-        write_atomically(keep, lambda scratch: np.savez(scratch, fingerprint=fingerprint, tokens=tokens))
-    return TokenExamples(prompts, tokens)
+    return examples

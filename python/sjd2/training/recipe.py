@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from ..adapters import Adapter, load_adapter
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 from .collator import NoiseCollator
 from .data import TokenExamples, read_examples
 from .lora import add_lora, merge_lora
@@ -33,6 +33,9 @@ __all__ = ["FinetuneSettings", "finetune"]
 
 #: Share of the steps in which the learning rate rises; after them it falls as a cosine.
 _WARMUP = 0.03
+
+#: In the folder of a run: what it was begun with.
+_COMMAND = "command.json"
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,22 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_same(begun: dict[str, Any], command: dict[str, Any], place: Path) -> None:
-    """Raise unless ``command`` is the one that ``place`` was begun with."""
-    before, now = _flat(begun), _flat(command)
+    """Raise unless ``command`` is the one that ``place`` was begun with; what is not known of it yet (the data's digest) is not compared."""
+    before, now = _flat({name: value for name, value in begun.items() if name in command}), _flat(command)
     others = [f"{name} = {now.get(name)!r} (was {before.get(name)!r})" for name in {**before, **now} if before.get(name) != now.get(name)]
     if others:
         raise ValueError(f"output: {place} was begun by another command, this one has {', '.join(others)}; give the same command or another output")
+
+
+def _is_finished(output: Path, command: dict[str, Any]) -> bool:
+    """Whether ``output`` is there and made by ``command``; raises if it is anything else than absent or empty."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    log = json.loads((output / LOG).read_text()) if (output / LOG).is_file() else None
+    if not isinstance(log, dict) or "command" not in log:
+        raise OSError(f"output: expected a folder that is not there yet, {output} holds other files")
+    _check_same(log["command"], command, output)
+    return True
 
 
 class _Report(TrainerCallback):
@@ -183,17 +197,50 @@ def _load(model: str | Path | None, device: torch.device | str | None, settings:
     return adapter
 
 
-def _log(command: dict[str, Any], history: list[dict[str, Any]], examples: int, held_out: int) -> dict[str, Any]:
-    """What is written beside the weights."""
-    evaluations = [{name.removeprefix("eval_"): value for name, value in row.items()} for row in history if "eval_clean_nll" in row]
-    seconds = max((row.get("seconds", 0.0) for row in history), default=0.0)
-    dropped = ("loss", "runtime", "samples_per_second", "steps_per_second", "epoch")
+def _length(data: Dataset | None) -> int:
+    return 0 if data is None else len(data)  # type: ignore[arg-type]
+
+
+def _read(data: str | Path | Dataset, adapter: Adapter, keep: Path, report: Callable[[str], None]) -> Dataset:
+    """Examples as they are, or from disk; images are encoded once."""
+    if not isinstance(data, (str, Path)):
+        return data
+
+    def progress(done: int, total: int) -> None:
+        if done == total or done % 1024 == 0:
+            report(f"{data}: {done:,} of {total:,} images encoded")
+
+    return read_examples(data, adapter, keep=keep, progress=progress)
+
+
+def _train(
+    adapter: Adapter, settings: FinetuneSettings, train: Dataset, held_out: Dataset | None, work: Path, report: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Train, from the last checkpoint in ``work`` if there is one; returns what the ``Trainer`` logged."""
+    steps, checkpoint = settings.steps_for(_length(train)), last_checkpoint(work)
+    tuned, collator = NextCleanTokenModel(adapter, settings.noise), NoiseCollator(adapter, settings.noise)
+    if settings.gradient_checkpointing:
+        tuned.activation_checkpointing_enable()
+    arguments = _arguments(settings, steps, work, adapter, held_out is not None, checkpoint is not None)
+    trainer = build_trainer(tuned, collator, train, held_out, arguments, [_Report(report)], drop_captions=settings.drop_captions)
+    trained = sum(parameter.numel() for parameter in tuned.state_dict().values())
+    per_step = settings.batch_size * settings.gradient_accumulation
+    report(f"{trained:,} parameters, {_length(train):,} examples, {_length(held_out):,} held out, {steps:,} steps of {per_step}")
+    if checkpoint is not None:
+        report(f"resumed from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if held_out is not None and not any("eval_clean_nll" in row and row["step"] == steps for row in trainer.state.log_history):
+        trainer.evaluate()
+    return trainer.state.log_history
+
+
+def _figures(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is written beside the weights, of what the ``Trainer`` logged."""
+    evaluations = [row for row in history if "eval_clean_nll" in row]
+    kept = ("step", "seconds", "eval_clean_nll", "eval_noisy_nll", "eval_level_")
     return {
-        "command": command,
-        "examples": examples,
-        "held_out": held_out,
-        "seconds": seconds,
-        "evaluations": [{name: value for name, value in row.items() if name not in dropped} for row in evaluations],
+        "seconds": max((row.get("seconds", 0.0) for row in history), default=0.0),
+        "evaluations": [{name.removeprefix("eval_"): value for name, value in row.items() if name.startswith(kept)} for row in evaluations],
         "training": [{name: row[name] for name in ("step", "loss", "learning_rate", "seconds")} for row in history if "loss" in row],
     }
 
@@ -233,64 +280,32 @@ def finetune(
     work = output.with_name(f"{output.name}.tuning")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("finetune: expected one process; on several GPUs use sjd2.training.build_trainer in a script of your own")
-    command = {"data": _described(data), "eval_data": _described(eval_data), "model": _described(model), **asdict(settings)}
-    command = json.loads(json.dumps(command))  # as it is read back
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not (output / LOG).is_file() or "command" not in (begun := json.loads((output / LOG).read_text())):
-            raise OSError(f"output: expected a folder that is not there yet, {output} holds other files")
-        _check_same({name: value for name, value in begun["command"].items() if name != "digest"}, command, output)
+    described = {"data": _described(data), "eval_data": _described(eval_data), "model": _described(model)}
+    command = json.loads(json.dumps({**described, **asdict(settings)}))  # as it is read back
+    if _is_finished(output, command):
         report(f"{output} is finished")
         return output
-    begun = json.loads((work / "command.json").read_text()) if (work / "command.json").is_file() else None
+    check_writable(work / _COMMAND, "output")
+    begun = json.loads((work / _COMMAND).read_text()) if (work / _COMMAND).is_file() else None
     if begun is not None:
-        _check_same({name: value for name, value in begun.items() if name != "digest"}, command, work)
-
-    adapter = _load(model, device, settings)
-    examples = _read(data, adapter, work / "tokens.npz", report)
-    held_out = None if eval_data is None else _read(eval_data, adapter, work / "eval_tokens.npz", report)
-    command["digest"] = [part.digest() if isinstance(part, TokenExamples) else None for part in (examples, held_out)]
-    if held_out is None and settings.held_out:
-        if not isinstance(examples, TokenExamples):
-            raise ValueError("held_out: a dataset of your own is not split; give eval_data, or held_out=0")
-        examples, held_out = examples.split(settings.held_out, settings.seed)
-    if begun is None:
-        write_atomically(work / "command.json", lambda scratch: scratch.write_text(json.dumps(command, indent=1) + "\n"))
-    else:
         _check_same(begun, command, work)
 
-    count, held_out_count = (len(part) if part is not None else 0 for part in (examples, held_out))  # type: ignore[arg-type]
-    steps, checkpoint = settings.steps_for(count), last_checkpoint(work)
-    tuned = NextCleanTokenModel(adapter, settings.noise)
-    arguments = _arguments(settings, steps, work, adapter, held_out is not None, checkpoint is not None)
-    trainer = build_trainer(
-        tuned, NoiseCollator(adapter, settings.noise), examples, held_out, arguments, [_Report(report)], drop_captions=settings.drop_captions
-    )
-    if settings.gradient_checkpointing:
-        tuned.activation_checkpointing_enable()
-    trained = sum(parameter.numel() for parameter in tuned.state_dict().values())
-    per_step = settings.batch_size * settings.gradient_accumulation
-    report(f"{trained:,} parameters, {count:,} examples, {held_out_count:,} held out, {steps:,} steps of {per_step}")
-    if checkpoint is not None:
-        report(f"resumed from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    history = trainer.state.log_history
-    if held_out is not None and not any("eval_clean_nll" in row and row["step"] == steps for row in history):
-        trainer.evaluate()
+    adapter = _load(model, device, settings)
+    train = _read(data, adapter, work / "tokens.npz", report)
+    held_out = None if eval_data is None else _read(eval_data, adapter, work / "eval_tokens.npz", report)
+    command["digest"] = [part.digest() if isinstance(part, TokenExamples) else None for part in (train, held_out)]
+    if begun is not None:
+        _check_same(begun, command, work)
+    if held_out is None and settings.held_out:
+        if not isinstance(train, TokenExamples):
+            raise ValueError("held_out: a dataset of your own is not split; give eval_data, or held_out=0")
+        train, held_out = train.split(settings.held_out, settings.seed)
+    write_atomically(work / _COMMAND, lambda scratch: scratch.write_text(json.dumps(command, indent=1) + "\n"))
+    history = _train(adapter, settings, train, held_out, work, report)
     if settings.lora is not None:
         merge_lora(adapter.model)
-    save_tuned(adapter, settings.noise, output, _log(command, trainer.state.log_history, count, held_out_count))
+    sizes = {"examples": _length(train), "held_out": _length(held_out)}
+    save_tuned(adapter, settings.noise, output, {"command": command, **sizes, **_figures(history)})
     shutil.rmtree(work)
     report(f"{output}: done")
     return output
-
-
-def _read(data: str | Path | Dataset, adapter: Adapter, keep: Path, report: Callable[[str], None]) -> Dataset:
-    """Examples as they are, or from disk; images are encoded once."""
-    if not isinstance(data, (str, Path)):
-        return data
-
-    def progress(done: int, total: int) -> None:
-        if done == total or done % 1024 == 0:
-            report(f"{data}: {done:,} of {total:,} images encoded")
-
-    return read_examples(data, adapter, keep=keep, progress=progress)
