@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ class TextToImagePipeline:
 
     def __init__(self, adapter: Adapter):
         self.adapter = adapter
+        self._warned_untuned = False
 
     @classmethod
     def from_pretrained(
@@ -166,7 +168,8 @@ class TextToImagePipeline:
         Args:
             prompt: one prompt or several.
             negative_prompt: what guidance steers away from.
-            method: a name from ``sjd2.PRESETS``, or a ``Preset``.
+            method: a name from ``sjd2.PRESETS``, or a ``Preset``. By its name a method that denoises takes levels, timestep tokens and
+                normalisation from what the model was tuned with; a ``Preset`` is taken as it is.
             seed: of the first image, the next image's is one higher; or one per image.
             window: drafts per forward; default: the method's.
             initialisation: of fresh drafts; default: the method's.
@@ -193,7 +196,7 @@ class TextToImagePipeline:
         num_images_per_prompt = _whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = _whole("batch_size", batch_size, 1)
         resolve_cache(cache)
-        preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
+        preset = self._tuned(resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio), isinstance(method, str))
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
@@ -216,6 +219,25 @@ class TextToImagePipeline:
             tokens=torch.cat([part.tokens for part in parts]),
             reports=[report for part in parts for report in part.reports],
         )
+
+    def _tuned(self, preset: Preset, by_name: bool) -> Preset:
+        """The preset as the model was tuned for it; warns, once, where it was not."""
+        tuned = self.adapter.denoising
+        if preset.denoising is None:
+            return preset
+        if tuned is None:
+            if not self._warned_untuned:
+                self._warned_untuned = True
+                promise = "the pictures are exact all the same" if preset.exact != "none" else "the pictures may suffer"
+                warnings.warn(
+                    f"method: {preset.name} feeds noise, and this model was not tuned for it: {promise}, but it takes more forwards than it could; "
+                    "tune the model with `sjd2 finetune`, or use mc-sjd",
+                    stacklevel=3,
+                )
+        elif by_name:
+            denoising = replace(preset.denoising, levels=tuned.levels, timesteps=tuned.timesteps, normalise=tuned.normalise)
+            return replace(preset, denoising=denoising)
+        return preset
 
     def _decode_batch(
         self,

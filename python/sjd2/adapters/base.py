@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
+from ..cache import RaggedCache
 from ..decoding import DecodableModel, Prompt, TokenLayout
+from ..denoising import Denoising
 
 __all__ = ["Adapter", "SamplingDefaults"]
 
@@ -25,18 +29,49 @@ class SamplingDefaults:
 
 
 class Adapter(DecodableModel, Protocol):
-    """A text-to-image model as the pipeline sees it."""
+    """A text-to-image model as the pipeline and tuning see it."""
 
     #: Name as stored in a configuration.
     name: str
     defaults: SamplingDefaults
-    device: torch.device
+    #: Levels, timestep tokens and normalisation that the model was tuned with (``sjd2.training``); ``None``: it was not.
+    denoising: Denoising | None
+    #: What is trained; every logit comes from it.
+    model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        ...
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Look at all prompts of a call before the first of them is decoded; warn of what the model will not understand.
 
         Raises:
             ValueError: an empty prompt, or one that is too long.
+        """
+        ...
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids of each prompt as the model is fed it, up to the one that predicts the first image token; of the whole vocabulary, unpadded."""
+        ...
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
+        ...
+
+    def logits(
+        self,
+        inputs_embeds: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RaggedCache | None = None,
+        *,
+        outputs: slice = slice(None),
+    ) -> torch.Tensor:
+        """Logits ``[R, O, V]`` of ``inputs_embeds [R, T, D]`` at ``positions [R, T]`` under a bool ``mask [R, 1, T, keys]``.
+
+        ``outputs`` chooses O of the T columns.
         """
         ...
 
@@ -50,4 +85,15 @@ class Adapter(DecodableModel, Protocol):
 
     def images(self, tokens: torch.Tensor) -> list[Image.Image]:
         """Pictures of decoded token sequences ``[B, N]``."""
+        ...
+
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Token sequences int64 ``[B, N]`` of pictures, on the CPU.
+
+        A picture of another size or shape is cropped to its centre and resized (Lanczos) to what the model makes.
+        """
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what ``load_adapter`` reads; the weights take on the dtype that they were stored in, the model with them."""
         ...

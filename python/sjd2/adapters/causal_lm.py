@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..cache import RaggedCache
+from ..denoising import Denoising
 
 __all__ = ["SlicedCausalLM"]
 
@@ -26,6 +27,10 @@ class SlicedCausalLM:
     """A ``DecodableModel`` over the ids ``image_id_start … image_id_start + vocab_size − 1`` of a causal language model.
 
     The head is multiplied for the image rows only: their logits do not change, the others could never be drawn.
+
+    Attributes:
+        denoising: what the entry ``denoising`` of the configuration's ``sjd2`` says the model was tuned with.
+        stored_dtype: of the weights where they were read from.
     """
 
     def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int):
@@ -34,8 +39,20 @@ class SlicedCausalLM:
             raise ValueError(f"model: expected attn_implementation sdpa or eager, got {attention}")
         _check_config(model.config.get_text_config(decoder=True))
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
-        self.device, self.dtype = model.device, model.dtype
+        entry = (getattr(model.config, "sjd2", None) or {}).get("denoising")
+        self.denoising = None if entry is None else Denoising.from_config(entry)
+        self.stored_dtype = model.dtype
         self._embedding = model.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model: a trainer moves it."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights in memory."""
+        return self.model.dtype
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
@@ -55,8 +72,16 @@ class SlicedCausalLM:
         window = inputs_embeds.shape[1]
         return self.logits(inputs_embeds, cache.mask(window), cache.positions(window), cache)
 
-    def logits(self, inputs_embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: RaggedCache | None = None) -> torch.Tensor:
-        """Logits ``[R, T, V]`` of ``inputs_embeds [R, T, D]`` at ``positions [R, T]`` under a bool ``mask [R, 1, T, keys]``."""
+    def logits(
+        self,
+        inputs_embeds: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RaggedCache | None = None,
+        *,
+        outputs: slice = slice(None),
+    ) -> torch.Tensor:
+        """See ``Adapter.logits``; the head is multiplied for ``outputs`` only."""
         if self.model.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         hidden = self.model.base_model(
@@ -69,7 +94,7 @@ class SlicedCausalLM:
         # Looked up each time: tuning changes the head, and adapters of peft wrap it.
         rows = slice(self.image_id_start, self.image_id_start + self.vocab_size)
         head = self.model.get_output_embeddings()
-        return F.linear(hidden, head.weight[rows], None if head.bias is None else head.bias[rows])
+        return F.linear(hidden[:, outputs], head.weight[rows], None if head.bias is None else head.bias[rows])
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -50,13 +51,15 @@ def _adapter_name(config: PretrainedConfig) -> str:
     return name
 
 
-def load_adapter(model: str | Path | None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Adapter:
+def load_adapter(
+    model: str | Path | None, *, device: torch.device | str | None = None, dtype: torch.dtype | Literal["auto"] | None = None
+) -> Adapter:
     """Load a model and wrap it in its adapter.
 
     Args:
         model: a folder or a hub name; ``None`` for the embedded model.
         device: default: the GPU if there is one.
-        dtype: of the weights in memory; default float32 on a CPU, bfloat16 elsewhere.
+        dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
 
     Raises:
         FileNotFoundError: nothing there.

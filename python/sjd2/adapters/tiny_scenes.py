@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..decoding import Prompt, TokenLayout
@@ -31,7 +33,7 @@ class TinyScenesAdapter(SlicedCausalLM):
         self.text, self.tokenizer, self.grid = text, tokenizer, tuple(fields["grid"])
 
     @classmethod
-    def load(cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype) -> TinyScenesAdapter:
+    def load(cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"]) -> TinyScenesAdapter:
         """Read a folder written by ``python -m sjd2.tiny_scenes.train --export``.
 
         Raises:
@@ -39,11 +41,21 @@ class TinyScenesAdapter(SlicedCausalLM):
         """
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True)
         model, report = loaded
+        stored = getattr(torch, json.loads((folder / "config.json").read_text()).get("dtype") or "float32")
         if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(f"weights: {len(report['missing_keys'])} tensors are missing and {len(report['mismatched_keys'])} have another shape")
         text = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = model.to(device).eval().requires_grad_(False)
-        return cls(model, text, FSQTokenizer.from_pretrained(folder).to(device))
+        adapter = cls(model, text, FSQTokenizer.from_pretrained(folder).to(device))
+        adapter.stored_dtype = stored
+        return adapter
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See ``Adapter.save_pretrained``."""
+        torch.nn.Module.to(self.model, self.stored_dtype)  # the model's own `to` is wrapped beyond what a type checker follows
+        self.model.save_pretrained(folder)
+        self.text.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """See ``Adapter.check_prompts``."""
@@ -60,9 +72,13 @@ class TinyScenesAdapter(SlicedCausalLM):
         if unknown:
             warnings.warn(f"prompt: the model does not know {', '.join(unknown)}", stacklevel=3)
 
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """See ``Adapter.prompt_ids``."""
+        return self.text(list(prompts))["input_ids"]
+
     def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
         """See ``Adapter.prompt``."""
-        ids = self.text([*prompts, *(negative_prompts or ())])["input_ids"]
+        ids = self.prompt_ids([*prompts, *(negative_prompts or ())])
         lengths = torch.tensor([len(row) for row in ids])
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
         return Prompt(self.embed_ids(padded.to(self.device)), lengths.to(self.device))
@@ -76,6 +92,13 @@ class TinyScenesAdapter(SlicedCausalLM):
         pixels = self.pixels(tokens)
         arrays = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(array) for array in arrays]
+
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """See ``Adapter.encode``."""
+        height, width = (side * self.tokenizer.config.patch for side in self.grid)
+        fitted = [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in fitted])).permute(0, 3, 1, 2) / 127.5 - 1
+        return self.tokenizer.encode(pixels.to(self.device)).flatten(1).cpu()
 
     def pixels(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 ``[B, 3, 32, 32]`` in [-1, 1] of token sequences ``[B, 256]``."""

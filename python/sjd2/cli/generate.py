@@ -10,8 +10,9 @@ from typing import Any
 
 from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
+from ..files import write_atomically
 from ..pipeline import TextToImagePipeline
-from .output import PictureFiles, checked_json_path, write_atomically
+from .output import PictureFiles, checked_json_path
 
 __all__ = ["add_parser"]
 

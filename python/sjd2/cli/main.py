@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from transformers.utils import logging as transformers_logging
 
 from .._version import __version__
-from . import generate, info
+from . import finetune, generate, info
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sjd2", description="Speculative Jacobi decoding of autoregressive image models.")
     parser.add_argument("--version", action="version", version=f"sjd2-kernels {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (generate, info):
+    for command in (generate, finetune, info):
         command.add_parser(commands)
     return parser
 
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:  # RuntimeError: how PyTorch reports, out of memory among others
+    # RuntimeError: how PyTorch reports, out of memory among others. ImportError: an extra that is not installed.
+    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1

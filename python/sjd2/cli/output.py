@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["PictureFiles", "checked_json_path", "write_atomically"]
+from ..files import check_writable, write_atomically
+
+__all__ = ["PictureFiles", "checked_json_path"]
 
 #: Pictures whose shorter side is below this are enlarged, so that they can be looked at.
 _COMFORTABLE_SIDE = 256
@@ -19,36 +20,12 @@ def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "image"
 
 
-def _check_writable(path: Path, argument: str) -> None:
-    """Raise before the work starts what writing would raise after it. Makes nothing: the work may still fail."""
-    if path.is_dir():
-        raise OSError(f"{argument}: expected a file, {path} is a folder")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise OSError(f"{argument}: the folder {path.parent} cannot be made: {folder} is a file")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OSError(f"{argument}: {path} cannot be written")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a path beside ``path`` (same suffix) and move the result into place; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def checked_json_path(name: str | None) -> Path | None:
     """The path of ``--json``, known to be writable."""
     if name is None:
         return None
     path = Path(name)
-    _check_writable(path, "--json")
+    check_writable(path, "--json")
     return path
 
 
@@ -70,7 +47,7 @@ class PictureFiles:
         for path in self.paths:
             if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
                 raise ValueError(f"--output: expected a picture file such as {path.stem}.png, got {path.name}")
-            _check_writable(path, "--output")
+            check_writable(path, "--output")
 
     @staticmethod
     def _paths(output: str | None, prompts: list[str], seed: int) -> list[Path]:

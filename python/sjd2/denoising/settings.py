@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .levels import NoiseLevels
 
@@ -45,3 +47,21 @@ class Denoising:
     def clean_slots(self, window: int) -> int:
         """Clean slots of a window of W, from 1 to W."""
         return min(window, self.clean if isinstance(self.clean, int) else max(1, round(self.clean * window)))
+
+    @classmethod
+    def from_config(cls, entry: Mapping[str, Any]) -> Denoising:
+        """What a tuned model's configuration holds: ``{"times": [0, …], "timesteps": …, "normalise": …}``.
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            if set(entry) != {"times", "timesteps", "normalise"} or not {type(entry["timesteps"]), type(entry["normalise"])} <= {bool}:
+                raise ValueError("expected times, timesteps and normalise")
+            return cls(NoiseLevels(tuple(float(time) for time in entry["times"])), timesteps=entry["timesteps"], normalise=entry["normalise"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"sjd2.denoising: {error}, got {entry!r}") from error
+
+    def to_config(self) -> dict[str, Any]:
+        """The entry that :meth:`from_config` reads."""
+        return {"times": list(self.levels.times), "timesteps": self.timesteps, "normalise": self.normalise}

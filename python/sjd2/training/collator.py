@@ -6,47 +6,51 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from .plan import TuningNoise, draw_plan
+from ..adapters import Adapter
+from .plan import NoisePlan, TuningNoise, draw_plan
 
 __all__ = ["Example", "NoiseCollator"]
 
 
 class Example(TypedDict):
-    """A caption and the tokens of its image (slice ids, raster order)."""
+    """A caption (empty: none) and the tokens of its image, N slice ids in the order they are decoded."""
 
     prompt: str
     tokens: Sequence[int] | torch.Tensor
 
 
+class NumberedExample(Example):
+    """An example with the seed of all that is drawn for it."""
+
+    seed: int
+
+
 class NoiseCollator:
-    """Batches for :class:`NextCleanTokenModel`; the plan comes from PyTorch's global generator, which the ``Trainer`` saves and restores.
+    """Batches for :class:`NextCleanTokenModel`.
+
+    Each example's plan comes from the seed that the example carries (``build_trainer`` gives every example of a run its own), so it depends
+    neither on the batch, nor on the process that loads it, nor on how often the run was resumed.
 
     Args:
-        text: the model's tokenizer.
+        adapter: of the model.
         noise: see :class:`TuningNoise`.
-        drop_captions: share of captions replaced by an empty one, which guidance needs.
     """
 
-    def __init__(self, text: PreTrainedTokenizerBase, noise: TuningNoise, *, drop_captions: float = 0.0):
-        if not 0 <= drop_captions <= 1:
-            raise ValueError(f"drop_captions: expected a number in [0, 1], got {drop_captions}")
-        self.text, self.noise, self.drop_captions = text, noise, drop_captions
+    def __init__(self, adapter: Adapter, noise: TuningNoise | None = None):
+        self.adapter, self.noise = adapter, noise or TuningNoise()
+        self.structural = (adapter.layout(1).forced[0] >= 0).cpu()
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[NumberedExample]) -> dict[str, Any]:
         """One batch, by the names of the arguments of ``NextCleanTokenModel.forward``."""
         tokens = torch.stack([torch.as_tensor(example["tokens"], dtype=torch.int64) for example in examples])
-        dropped = (torch.rand(len(examples)) < self.drop_captions).tolist()
-        captions = ["" if drop else example["prompt"] for example, drop in zip(examples, dropped, strict=True)]
-        prompt = self.text(captions, padding=True, padding_side="left", return_tensors="pt")
-        batch, count = tokens.shape
-        plan = draw_plan(batch, count, self.noise)
+        prompts = [torch.tensor(ids) for ids in self.adapter.prompt_ids([example["prompt"] for example in examples])]
+        generators = (torch.Generator().manual_seed(example["seed"]) for example in examples)
+        plan = NoisePlan.stack([draw_plan(tokens.shape[1], self.noise, generator, self.structural) for generator in generators])
         return {
-            "prompt_ids": prompt["input_ids"],
-            "prompt_mask": prompt["attention_mask"],
+            # What stands in the padding is masked.
+            "prompt_ids": torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_side="left"),
+            "prompt_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
             "tokens": tokens,
-            "sequence_levels": plan.sequence_levels,
-            "window_start": plan.window_start,
-            "window_levels": plan.window_levels,
+            **plan._asdict(),
         }

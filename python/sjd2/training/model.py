@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..adapters.causal_lm import SlicedCausalLM
-from ..denoising.embedding import EmbeddingStatistics
+from ..adapters import Adapter
+from ..denoising import EmbeddingStatistics
 from ..denoising.timesteps import timestep_embeddings
-from .columns import SEQUENCE, Columns, attention_mask, lay_out
+from .columns import Columns, attention_mask, lay_out
 from .plan import NoisePlan, TuningNoise
 
 __all__ = ["NextCleanTokenModel"]
@@ -21,26 +22,41 @@ class NextCleanTokenModel(nn.Module):
     """The loss of next-clean-token prediction.
 
     Every image input, clean or noisy, predicts the clean token after it. The statistics of the embeddings are those of the weights as they
-    are at each step, as they are in decoding.
+    are at each step, as they are in decoding. Its state is that of the parameters that are trained: all, or those of LoRA.
 
     Args:
         adapter: of the model to be tuned; the model itself is trained, nothing is added to it.
         noise: where and how noise is added.
     """
 
-    def __init__(self, adapter: SlicedCausalLM, noise: TuningNoise):
+    def __init__(self, adapter: Adapter, noise: TuningNoise | None = None):
         super().__init__()
-        self.model, self.adapter, self.noise = adapter.model, adapter, noise
+        self.model, self.adapter, self.noise = adapter.model, adapter, noise or TuningNoise()
 
-    @property
-    def statistics(self) -> EmbeddingStatistics:
-        """Of the embeddings; no gradient flows through them."""
-        statistics = EmbeddingStatistics.of(self.adapter.image_embeddings())
-        return statistics if self.noise.normalise else EmbeddingStatistics.identity_like(statistics)
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Compute activations again instead of keeping them; as the ``Trainer`` calls it."""
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(**options)
+        else:  # Transformers before 5.2x
+            self.model.gradient_checkpointing_enable(**options)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As the ``Trainer`` calls it."""
-        self.model.gradient_checkpointing_enable(*args, **kwargs)
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """As the ``Trainer`` of older Transformers calls it."""
+        self.model.gradient_checkpointing_enable(**options)
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """The trained parameters by name; tied ones once, frozen ones not at all."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` gave."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        result.missing_keys[:] = sorted(self.state_dict().keys() - state_dict.keys())
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise RuntimeError(
+                f"state_dict: expected the trained parameters, got {len(result.missing_keys)} too few, {result.unexpected_keys} too many"
+            )
+        return result
 
     def forward(
         self,
@@ -64,51 +80,41 @@ class NextCleanTokenModel(nn.Module):
         """
         steps = self.noise.levels.steps
         columns = lay_out(prompt_mask, NoisePlan(sequence_levels, window_start, window_levels), steps if self.noise.timesteps else 0)
-        mask = attention_mask(columns)
-        fed = tokens.gather(1, columns.token.clamp(min=0))
-        if self.training and bool(torch.rand(()) < self.noise.stale_share):
-            fed = torch.where((columns.level > 0) | (columns.group > SEQUENCE), self._own_drafts(prompt_ids, fed, columns), fed)
-        logits = self._logits(prompt_ids, fed, columns, mask)
-        predicted = columns.target >= 0
-        target = tokens.gather(1, columns.target.clamp(min=0))
-        nll = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none") * predicted
-        by_level = [(columns.level == level) & predicted for level in range(steps + 1)]
+        logits = self.logits(prompt_ids, tokens, columns)
+        predicting = slice(prompt_ids.shape[1] - 1, prompt_ids.shape[1] - 1 + logits.shape[1])
+        target, level = tokens.gather(1, columns.target[:, predicting]), columns.level[:, predicting]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        sums = nll.new_zeros(len(tokens), steps + 1)
         return {
-            "loss": nll.sum() / predicted.sum(),
-            "nll": torch.stack([(nll.detach() * where).sum(1) for where in by_level], 1),
-            "count": torch.stack([where.sum(1) for where in by_level], 1),
+            "loss": nll.mean(),
+            "nll": sums.scatter_add(1, level, nll.detach()),
+            "count": sums.scatter_add(1, level, torch.ones_like(sums[:, :1]).expand_as(level)),
         }
 
-    def _logits(self, prompt_ids: torch.Tensor, fed: torch.Tensor, columns: Columns, mask: torch.Tensor) -> torch.Tensor:
-        """Logits ``[B, T, V]`` of every column, where ``fed [B, T]`` are the image tokens that the columns show, noisy ones under fresh noise."""
-        width = prompt_ids.shape[1]
-        steps = columns.group.shape[1] - width - int((columns.token[0] >= 0).sum())
-        prompt = self.adapter.embed_ids(prompt_ids)
-        image = self.adapter.embed(fed[:, width : fed.shape[1] - steps])
-        levels = columns.level[:, width : fed.shape[1] - steps]
-        noisy = self._noisy(image, torch.tensor(self.noise.levels.times, device=image.device)[levels][..., None])
-        parts = [prompt, torch.where((levels > 0)[..., None], noisy, image)]
-        if steps:
-            timesteps = timestep_embeddings(self.noise.levels, self.statistics, image.dtype)
-            parts.append(timesteps.expand(len(image), -1, -1))
-        return self.adapter.logits(torch.cat(parts, 1), mask, columns.position)
+    def logits(self, prompt_ids: torch.Tensor, tokens: torch.Tensor, columns: Columns) -> torch.Tensor:
+        """Logits ``[B, C, V]`` of the C columns that predict a token: the last one of the prompt, and all image inputs in their order.
 
-    @torch.no_grad()
-    def _own_drafts(self, prompt_ids: torch.Tensor, fed: torch.Tensor, columns: Columns) -> torch.Tensor:
-        """A draw from the model for the token that each column shows, int64 ``[B, T]``; meaningless where a column shows none.
-
-        It comes from the column before it in its window, for a window's first slot from the sequence, as drafts do in decoding. Half of the
-        batches draw from windows of pure noise (drafts made knowing nothing of each other), the others from windows under the planned
-        noise (nearly right ones).
+        Args:
+            prompt_ids: int64 ``[B, P]``, padded on the left.
+            tokens: int64 ``[B, N]``, what the columns show, noisy ones under fresh noise from PyTorch's global generator.
+            columns: of the batch, see :func:`lay_out`.
         """
-        if bool(torch.rand(()) < 0.5):
-            columns = columns._replace(level=torch.where(columns.group > SEQUENCE, self.noise.levels.steps, columns.level))
-        logits = self._logits(prompt_ids, fed, columns, attention_mask(columns))
-        drawn = torch.distributions.Categorical(logits=logits.float()).sample()
-        before = (torch.arange(drawn.shape[1], device=drawn.device) - 1).clamp(min=0).expand_as(drawn)
-        first = columns.group != columns.group.gather(1, before)
-        return drawn.gather(1, torch.where(first, prompt_ids.shape[1] - 1 + columns.token.clamp(min=0), before))
+        width, timesteps = prompt_ids.shape[1], self.noise.levels.steps if self.noise.timesteps else 0
+        image = slice(width, columns.token.shape[1] - timesteps)
+        statistics = EmbeddingStatistics.of(self.adapter.image_embeddings())
+        if not self.noise.normalise:
+            statistics = EmbeddingStatistics.identity_like(statistics)
+        embeds = self._noisy(self.adapter.embed(tokens.gather(1, columns.token[:, image])), columns.level[:, image], statistics)
+        parts = [self.adapter.embed_ids(prompt_ids), embeds]
+        if timesteps:
+            parts.append(timestep_embeddings(self.noise.levels, statistics, embeds.dtype).expand(len(tokens), -1, -1))
+        predicting = slice(width - 1, image.stop)
+        return self.adapter.logits(torch.cat(parts, 1), attention_mask(columns), columns.position, outputs=predicting)
 
-    def _noisy(self, embeddings: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        clean = self.statistics.normalise(embeddings)
-        return self.statistics.denormalise((1 - time) * clean + time * torch.randn_like(clean), embeddings.dtype)
+    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics) -> torch.Tensor:
+        """``embeddings [B, C, D]`` as they are at ``levels [B, C]``: ``(1 − t)·e + t·ε`` in the normalised space."""
+        time = torch.tensor(self.noise.levels.times, dtype=statistics.mean.dtype, device=embeddings.device)[levels][..., None]
+        clean = statistics.normalise(embeddings)
+        noisy = statistics.denormalise((1 - time) * clean + time * torch.randn_like(clean), embeddings.dtype)
+        return torch.where((levels > 0)[..., None], noisy, embeddings)

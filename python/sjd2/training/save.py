@@ -1,0 +1,45 @@
+"""A tuned model as a folder that ``TextToImagePipeline.from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..adapters import Adapter
+from .plan import TuningNoise
+
+__all__ = ["save_tuned"]
+
+LOG = "training_log.json"
+
+
+def save_tuned(adapter: Adapter, noise: TuningNoise, folder: str | Path, log: dict[str, Any] | None = None) -> None:
+    """Write the tuned model: all at once, so that ``folder`` is either not there or complete.
+
+    The configuration's ``sjd2`` says under ``denoising`` what the model was tuned with, and so does ``adapter.denoising`` from now on.
+
+    Args:
+        adapter: of the model; its weights take on the dtype they were stored in.
+        noise: that it was tuned with.
+        folder: that does not exist yet, or is empty.
+        log: written as ``training_log.json``.
+
+    Raises:
+        OSError: a folder that is there already, or cannot be written.
+    """
+    folder = Path(folder)
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        adapter.denoising = noise.denoising
+        adapter.model.config.update({"sjd2": {**adapter.model.config.sjd2, "denoising": noise.denoising.to_config()}})
+        adapter.save_pretrained(scratch)
+        if log is not None:
+            (scratch / LOG).write_text(json.dumps(log, indent=1) + "\n")
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
