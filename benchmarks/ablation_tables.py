@@ -1,0 +1,184 @@
+"""The tables of ``docs/sjd2.md`` from the stored ablations; a group that was not run has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+Table = Callable[[dict], str]
+
+_NAMES = {
+    "model": "weights",
+    "branches": "branches N",
+    "clean": "clean slots",
+    "length": "length L",
+    "normalise": "normalised",
+    "per_level": "slots of a level",
+    "steps": "levels K",
+    "timesteps": "timestep tokens",
+    "window": "W",
+    "guidance_scale": "guidance",
+}
+_MEASURES = {
+    "background_right": "background right",
+    "colour_right": "garment's colour right",
+    "garment_right": "garment right",
+    "nll": "NLL per token",
+}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _outside(difference: dict[str, float], text: str) -> str:
+    """Bold where the interval leaves zero out."""
+    return f"**{text}**" if abs(difference["delta"]) > difference["interval"] else text
+
+
+def _difference(found: dict[str, float]) -> str:
+    return _outside(found, f"{found['delta']:+.2f} ± {found['interval']:.2f}")
+
+
+def _tokens(row: Row) -> str:
+    """Bold where ``mc-sjd`` is exceeded."""
+    text = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
+    found = row.get("to_mc_sjd")
+    return f"**{text}**" if found and found["delta"] > found["interval"] else text
+
+
+def _tokens_and_inputs(row: Row) -> str:
+    return f"{_tokens(row)} ({row['inputs']})"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _picture(name: str, alternative: str) -> str:
+    return f"\n\n![{alternative}](images/ablations_{name}.png)"
+
+
+def _rows(results: dict, group: str) -> list[Row]:
+    return results["groups"].get(group, {"rows": []})["rows"]
+
+
+def _grid(rows: list[Row], across: str, text: Callable[[Row], str]) -> str:
+    """A column per value of ``across``, a line per combination of everything else that varies."""
+    columns = list(dict.fromkeys(row["at"][across] for row in rows))
+    down = [name for name in rows[0]["at"] if name != across]
+    lines: dict[tuple, dict] = {}
+    for row in rows:
+        lines.setdefault(tuple(row["at"][name] for name in down), {})[row["at"][across]] = text(row)
+    head = [_NAMES.get(name, name) for name in down]
+    label = "" if all(isinstance(column, str) for column in columns) else f"{_NAMES.get(across, across)} = "
+    return _table(
+        head + [label + _shown(column) for column in columns],
+        [[_shown(value) for value in key] + [cells.get(column, "") for column in columns] for key, cells in lines.items()],
+    )
+
+
+def _grid_of(group: str, across: str, text: Callable[[Row], str] = _tokens, picture: str = "") -> Table:
+    """A table function of a whole group."""
+
+    def table(results: dict) -> str:
+        rows = _rows(results, group)
+        return (_grid(rows, across, text) + (_picture(group, picture) if picture else "")) if rows else ""
+
+    return table
+
+
+def methods_table(results: dict) -> str:
+    """Tokens per forward of every method at every window, on the tuned and on the untuned weights."""
+    rows = [row for row in _rows(results, "methods") if row["at"]["method"] != "ar"]
+    return _grid(rows, "window", _tokens) + _picture("methods", "Tokens per forward against the window, by method") if rows else ""
+
+
+def best_table(results: dict) -> str:
+    """Every method at the window where it commits most, against ``mc-sjd`` of the same weights, with its price."""
+    best: dict[tuple, Row] = {}
+    for row in _rows(results, "methods"):
+        key = row["at"]["model"], row["at"]["method"]
+        if key not in best or row["tokens_per_forward"] > best[key]["tokens_per_forward"]:
+            best[key] = row
+    lines = []
+    for (model, method), row in best.items():
+        found = row.get("to_mc_sjd")
+        against = [_difference(found), f"{found['ratio']:.2f}×"] if found else ["", ""]
+        tokens = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
+        exact = "no" if row["exact"] == "none" else row["exact"]
+        lines.append([model, f"`{method}`", exact, str(row["window"]), tokens, *against, str(row["inputs"]), f"{row['seconds']:.2f}"])
+    head = ["weights", "method", "exact", "best W", "tokens per forward", "− `mc-sjd`", "ratio", "inputs", "seconds"]
+    return _table(head, lines) if lines else ""
+
+
+def tuning_table(results: dict) -> str:
+    """What tuning adds to every method at every window."""
+    rows = [row for row in _rows(results, "methods") if "to_base" in row and row["at"]["method"] != "ar"]
+    rows = [row | {"at": {"method": row["at"]["method"], "window": row["at"]["window"]}} for row in rows]
+    return _grid(rows, "window", lambda row: _difference(row["to_base"])) if rows else ""
+
+
+def updates_table(results: dict) -> str:
+    """Update rules, with their price."""
+    rows = _rows(results, "updates")
+    lines = []
+    for row in rows:
+        tokens = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
+        found = _difference(row["to_mc_sjd"])
+        lines.append([str(row["at"]["clean"]), row["at"]["update"], tokens, found, str(row["inputs"]), f"{row['seconds']:.2f}"])
+    return _table(["clean slots", "update", "tokens per forward", "− `mc-sjd`", "inputs", "seconds"], lines) if rows else ""
+
+
+def quality_table(results: dict) -> str:
+    """Measures of the pictures: of the reference, and how far the others are from it."""
+    group = results["groups"].get("quality")
+    if group is None:
+        return ""
+
+    def cell(row: Row, measure: str) -> str:
+        found = row["quality"][measure]
+        if row["at"]["run"] == group["reference"]:
+            return f"{found['mean']:.3f}"
+        return _outside(found, f"{found['delta']:+.3f} ± {found['interval']:.3f}")
+
+    lines = [
+        [f"`{row['at']['run']}`", "no" if row["exact"] == "none" else row["exact"], f"{row['tokens_per_forward']:.2f}"]
+        + [cell(row, measure) for measure in _MEASURES]
+        for row in group["rows"]
+    ]
+    return _table(["", "exact", "tokens per forward", *_MEASURES.values()], lines)
+
+
+def conditions_line(results: dict) -> str:
+    """What all of it was measured under."""
+    facts, settings = results["conditions"], results["settings"]
+    weights = ", ".join(f"{name} {digest}" for name, digest in results["weights"].items())
+    return (
+        f"{settings['images']} held-out prompts, the same prompts and seeds in every cell, guidance {settings['guidance_scale']:g} unless said "
+        f"otherwise, temperature {settings['temperature']:g}, top-k {settings['top_k']}. Behind ±: the {settings['confidence']:.0%} confidence "
+        "interval of a mean, or the interval of a difference, paired by image, that holds all differences of its table at once. "
+        f"Seconds: per image, in batches of {settings['batch_size']}. Weights: {weights}. "
+        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
+        + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
+    )
+
+
+ABLATION_TABLES: dict[str, Table] = {
+    "ablations_conditions": conditions_line,
+    "ablations_best": best_table,
+    "ablations_methods": methods_table,
+    "ablations_tuning": tuning_table,
+    "ablations_quality": quality_table,
+    "ablations_updates": updates_table,
+    "ablations_switches": _grid_of("switches", "verification"),
+    "ablations_guidance": _grid_of("guidance", "guidance_scale", picture="Tokens per forward against the guidance scale"),
+    "ablations_schedule": _grid_of("schedule", "schedule"),
+    "ablations_branches": _grid_of("branches", "length", _tokens_and_inputs, picture="Tokens per forward against the number of branches"),
+    "ablations_clean_per_level": _grid_of("clean_per_level", "per_level"),
+    "ablations_clean_steps": _grid_of("clean_steps", "steps"),
+    "ablations_steps_window": _grid_of("steps_window", "window", picture="Tokens per forward by number of levels and window"),
+}
