@@ -35,6 +35,8 @@ def run(plan: Plan, runs: Runs, name: str) -> None:
     missing = [cell for cell in plan.cells([name]) if not runs.is_stored(cell)]
     print(f"{name}: {len(plan.groups[name])} cells, {len(missing)} to run", flush=True)
     for number, cell in enumerate(missing, start=1):
+        if runs.is_stored(cell):  # by another process since, or another name of the same weights
+            continue
         outcome = runs.run(cell)
         mean, error = mean_and_error(outcome.tokens_per_forward.tolist())
         at = next((place.at for place in plan.groups[name] if place.cell == cell), {"model": cell.model, "method": cell.preset.name})
