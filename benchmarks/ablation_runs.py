@@ -18,7 +18,7 @@ from conditions import code_digest, conditions, weights_digest
 from sjd2 import TextToImagePipeline
 
 #: Of the conditions, those that another figure has to be run again for.
-_DECISIVE = ("device", "torch", "transformers")
+DECISIVE = ("device", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Runs:
             "sampling": self.sampling,
             "batch_size": self.batch_size,
             "code": self.code,
-            "conditions": {name: self.conditions[name] for name in _DECISIVE},
+            "conditions": {name: self.conditions[name] for name in DECISIVE},
         }
         del key["cell"]["model"]  # a name; what it stands for is in the weights
         return self.work / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.pt"

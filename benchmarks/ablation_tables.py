@@ -156,29 +156,44 @@ def quality_table(results: dict) -> str:
 def conditions_line(results: dict) -> str:
     """What all of it was measured under."""
     facts, settings = results["conditions"], results["settings"]
+    images = max(group["images"] for group in results["groups"].values())
     weights = ", ".join(f"{name} {digest}" for name, digest in results["weights"].items())
     return (
-        f"{settings['images']} held-out prompts, the same prompts and seeds in every cell, guidance {settings['guidance_scale']:g} unless said "
-        f"otherwise, temperature {settings['temperature']:g}, top-k {settings['top_k']}. Behind ±: the {settings['confidence']:.0%} confidence "
-        "interval of a mean, or the interval of a difference, paired by image, that holds all differences of its table at once. "
+        f"{images} held-out prompts, one image each (fewer where a table says so), the same prompts and seeds in every cell of a table; guidance "
+        f"{settings['guidance_scale']:g} unless said otherwise, temperature {settings['temperature']:g}, top-k {settings['top_k']}. "
+        f"Behind ±: the {settings['confidence']:.0%} confidence interval of a mean, or the interval of a difference, paired by image, that holds "
+        "all differences of its table at once. "
         f"Seconds: per image, in batches of {settings['batch_size']}. Weights: {weights}. "
         f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
         + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
     )
 
 
-ABLATION_TABLES: dict[str, Table] = {
-    "ablations_conditions": conditions_line,
-    "ablations_best": best_table,
-    "ablations_methods": methods_table,
-    "ablations_tuning": tuning_table,
-    "ablations_quality": quality_table,
-    "ablations_updates": updates_table,
-    "ablations_switches": _grid_of("switches", "verification"),
-    "ablations_guidance": _grid_of("guidance", "guidance_scale", picture="Tokens per forward against the guidance scale"),
-    "ablations_schedule": _grid_of("schedule", "schedule"),
-    "ablations_branches": _grid_of("branches", "length", _tokens_and_inputs, picture="Tokens per forward against the number of branches"),
-    "ablations_clean_per_level": _grid_of("clean_per_level", "per_level"),
-    "ablations_clean_steps": _grid_of("clean_steps", "steps"),
-    "ablations_steps_window": _grid_of("steps_window", "window", picture="Tokens per forward by number of levels and window"),
+def _counted(group: str, table: Table) -> Table:
+    """The table, with its number of images where others have more."""
+
+    def counted(results: dict) -> str:
+        groups, text = results["groups"], table(results)
+        if text and groups[group]["images"] < max(other["images"] for other in groups.values()):
+            text += f"\n\n{groups[group]['images']} images a cell."
+        return text
+
+    return counted
+
+
+_TABLES: dict[str, tuple[str, Table]] = {
+    "best": ("methods", best_table),
+    "methods": ("methods", methods_table),
+    "tuning": ("methods", tuning_table),
+    "quality": ("quality", quality_table),
+    "updates": ("updates", updates_table),
+    "switches": ("switches", _grid_of("switches", "verification")),
+    "guidance": ("guidance", _grid_of("guidance", "guidance_scale", picture="Tokens per forward against the guidance scale")),
+    "schedule": ("schedule", _grid_of("schedule", "schedule")),
+    "branches": ("branches", _grid_of("branches", "length", _tokens_and_inputs, picture="Tokens per forward against the number of branches")),
+    "clean_per_level": ("clean_per_level", _grid_of("clean_per_level", "per_level")),
+    "clean_steps": ("clean_steps", _grid_of("clean_steps", "steps")),
+    "steps_window": ("steps_window", _grid_of("steps_window", "window", picture="Tokens per forward by number of levels and window")),
 }
+ABLATION_TABLES: dict[str, Table] = {f"ablations_{name}": _counted(group, table) for name, (group, table) in _TABLES.items()}
+ABLATION_TABLES["ablations_conditions"] = conditions_line

@@ -2,7 +2,8 @@
 
 Every cell decodes the same held-out prompts at the same seeds, so cells are compared image by image. A cell is kept in ``--work`` when it is
 done: an interrupted run goes on where it stopped, several processes may share the folder, and nothing is read that other settings, weights or
-code made. The results hold every group that is complete, also those of earlier runs with ``--only``.
+code made. A group is added to the results when its cells are done; groups of earlier runs stay, if they were measured under the same
+circumstances (``--images`` may differ: a few minutes or hours, as a group deserves).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from ablation_cells import GUIDANCE, Plan
 from ablation_figures import compression, quality
-from ablation_runs import Runs
+from ablation_runs import DECISIVE, Runs
 from intervals import CONFIDENCE, mean_and_error
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.tiny_scenes.judge import Judge
@@ -47,28 +48,41 @@ def run(plan: Plan, runs: Runs, name: str) -> None:
         )
 
 
-def collect(plan: Plan, runs: Runs) -> dict[str, Any]:
-    """Figures of every group whose cells are all stored."""
-    groups = {}
-    for name, places in plan.groups.items():
-        if not all(map(runs.is_stored, plan.cells([name]))):
-            continue
-        if name == "quality":
-            # The classifier and the picture tokenizer are the embedded model's; likelihood is that under the untuned one, where there is one.
-            judge = Judge(runs.pipelines["base" if "base" in runs.pipelines else "tuned"].adapter, EMBEDDED_MODEL)
-            groups[name] = quality(places, runs.stored, lambda tokens, judge=judge: judge(runs.prompts, tokens))
-        else:
-            groups[name] = compression(places, runs.stored)
-    return groups
+def figures(plan: Plan, runs: Runs, name: str) -> dict[str, Any]:
+    """Of a group whose cells are all stored."""
+    if name != "quality":
+        found = compression(plan.groups[name], runs.stored)
+    else:
+        # The classifier and the picture tokenizer are the embedded model's; likelihood is that under the untuned one, where there is one.
+        judge = Judge(runs.pipelines["base" if "base" in runs.pipelines else "tuned"].adapter, EMBEDDED_MODEL)
+        found = quality(plan.groups[name], runs.stored, lambda tokens: judge(runs.prompts, tokens))
+    return {"images": len(runs.prompts), **found}
 
 
-def write(path: Path, plan: Plan, runs: Runs) -> None:
+def circumstances(runs: Runs) -> dict[str, Any]:
+    """What all groups of a result share; the number of images may differ."""
+    settings = {"guidance_scale": GUIDANCE, **runs.sampling, "batch_size": runs.batch_size, "confidence": CONFIDENCE}
+    return {"weights": runs.weights, "code": runs.code, "settings": settings}
+
+
+def earlier_groups(path: Path, runs: Runs) -> dict[str, Any]:
+    """Groups that were measured before under the same circumstances."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    same_machine = all(before["conditions"][name] == runs.conditions[name] for name in DECISIVE)
+    if same_machine and all(before.get(name) == value for name, value in circumstances(runs).items()):
+        return before["groups"]
+    print(f"{path}: measured with other weights, code, settings or elsewhere; it will be written anew", flush=True)
+    return {}
+
+
+def write(path: Path, plan: Plan, runs: Runs, groups: dict[str, Any]) -> None:
     """The results so far, in one step."""
-    settings = {"images": len(runs.prompts), "guidance_scale": GUIDANCE, **runs.sampling, "batch_size": runs.batch_size, "confidence": CONFIDENCE}
-    results = {"conditions": runs.conditions, "weights": runs.weights, "settings": settings, "groups": collect(plan, runs)}
+    in_order = {name: groups[name] for name in plan.groups if name in groups}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.write_text(json.dumps({"conditions": runs.conditions, **circumstances(runs), "groups": in_order}, indent=1) + "\n")
     partial.replace(path)
 
 
@@ -87,10 +101,12 @@ def main(arguments: list[str] | None = None) -> None:
     folders = {"tuned": options.tuned} | ({"base": options.base} if options.base else {})
     runs = Runs(folders, held_out_prompts(options.images), options.work, device=options.device, batch_size=options.batch_size)
     plan = Plan(width=runs.pipelines["tuned"].adapter.image_embeddings().shape[1], with_base=options.base is not None)
+    groups = earlier_groups(options.output, runs) if options.output else {}
     for name in options.only:
         run(plan, runs, name)
+        groups[name] = figures(plan, runs, name)
         if options.output:
-            write(options.output, plan, runs)
+            write(options.output, plan, runs, groups)
 
 
 if __name__ == "__main__":

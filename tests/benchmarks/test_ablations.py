@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny, capsys):
     rows = results["groups"]["guidance"]["rows"]
     assert [row["method"] for row in rows] == ["jacobi", "sjd"]
     assert all(1 < row["tokens_per_forward"] < 16 and row["seconds"] > 0 and "to_mc_sjd" in row for row in rows)
-    assert results["settings"]["images"] == 2
+    assert results["groups"]["guidance"]["images"] == 2
 
     tiny.ran.clear()
     tiny.main()
@@ -204,9 +204,10 @@ def results() -> dict:
     found = {
         "conditions": {"device": "a machine", "torch": "2", "transformers": "5", "commit": "abc"},
         "weights": {"tuned": "t", "base": "b"},
-        "settings": {"images": 6, "guidance_scale": 3.0, "temperature": 0.9, "top_k": 100, "batch_size": 16, "confidence": 0.95},
+        "code": "c",
+        "settings": {"guidance_scale": 3.0, "temperature": 0.9, "top_k": 100, "batch_size": 16, "confidence": 0.95},
         "groups": {
-            name: quality(places, outcome_of, measures) if name == "quality" else compression(places, outcome_of)
+            name: {"images": 6} | quality(places, outcome_of, measures) if name == "quality" else {"images": 6} | compression(places, outcome_of)
             for name, places in PLAN.groups.items()
         },
     }
@@ -279,11 +280,41 @@ def test_tables_of_what_was_not_run_are_absent(results, request, tmp_path):
     assert tables.filled(filled, tmp_path / "empty") == empty
 
 
+def test_a_table_of_fewer_images_says_so(results):
+    groups = results["groups"] | {"guidance": results["groups"]["guidance"] | {"images": 4}}
+    fewer = {name: table(results | {"groups": groups}) for name, table in ABLATION_TABLES.items()}
+    assert [name for name, text in fewer.items() if text.endswith("\n4 images a cell.")] == ["ablations_guidance"]
+    assert fewer["ablations_conditions"].startswith("6 held-out prompts")
+
+
+def test_groups_measured_before_stay_only_under_the_same_circumstances(tmp_path):
+    runs = SimpleNamespace(
+        weights={"tuned": "w"},
+        code="c",
+        sampling={"top_k": 100},
+        batch_size=16,
+        conditions={"device": "a machine", "torch": "2", "transformers": "5"},
+    )
+    path, groups = tmp_path / "results.json", {"guidance": {"images": 9, "rows": []}}
+    assert ablations.earlier_groups(path, runs) == {}
+    ablations.write(path, PLAN, runs, groups)
+    assert ablations.earlier_groups(path, runs) == groups
+    others = {
+        "weights": {"tuned": "v"},
+        "code": "d",
+        "sampling": {"top_k": 0},
+        "batch_size": 8,
+        "conditions": runs.conditions | {"device": "another"},
+    }
+    for name, value in others.items():
+        assert ablations.earlier_groups(path, SimpleNamespace(**vars(runs) | {name: value})) == {}, name
+
+
 def test_bold_is_what_exceeds_mc_sjd_by_more_than_chance():
     def row(clean: int, delta: float) -> dict:
         return {"at": {"clean": clean, "steps": 2}, "tokens_per_forward": 5.0 + delta, "error": 0.1, "to_mc_sjd": {"delta": delta, "interval": 0.5}}
 
-    table = ABLATION_TABLES["ablations_clean_steps"]({"groups": {"clean_steps": {"rows": [row(1, 0.6), row(8, 0.4), row(16, -0.6)]}}})
+    table = ABLATION_TABLES["ablations_clean_steps"]({"groups": {"clean_steps": {"images": 6, "rows": [row(1, 0.6), row(8, 0.4), row(16, -0.6)]}}})
     assert table.splitlines()[2:] == ["| 1 | **5.60 ± 0.10** |", "| 8 | 5.40 ± 0.10 |", "| 16 | 4.40 ± 0.10 |"]
 
 
