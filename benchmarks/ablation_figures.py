@@ -9,7 +9,7 @@ import torch
 
 from ablation_cells import Cell, Place
 from ablation_runs import Outcome
-from intervals import CONFIDENCE, compare, interval_factor, mean_and_error
+from intervals import CONFIDENCE, compare, compare_ratio, interval_factor, mean_and_error
 
 Load = Callable[[Cell], Outcome]
 Measures = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -65,6 +65,25 @@ def compression(places: list[Place], load: Load) -> dict[str, Any]:
             row["to_base"] = _difference(outcome.tokens_per_forward, load(_on_base(place)).tokens_per_forward, factor)
         rows.append(row)
     return {"comparisons": compared, "rows": rows}
+
+
+def best_windows(places: list[Place], load: Load) -> dict[str, Any]:
+    """Every method at the window where it commits most, with its ratio to ``mc-sjd`` and to ``sjd`` at theirs.
+
+    The windows are chosen by the images that are then compared, which favours every method a little, and those with more windows to choose from more.
+    """
+    best: dict[tuple[str, str], Place] = {}
+    for place in places:
+        key = place.at["model"], place.at["method"]
+        if key not in best or load(place.cell).tokens_per_forward.mean() > load(best[key].cell).tokens_per_forward.mean():
+            best[key] = place
+    pairs = [(key, to) for key in best for to in ("mc-sjd", "sjd") if key[1] != to]
+    factor = interval_factor(CONFIDENCE, len(pairs))
+    rows = {key: _row(place, load(place.cell)) for key, place in best.items()}
+    for key, to in pairs:
+        values, reference = (load(best[which].cell).tokens_per_forward for which in (key, (key[0], to)))
+        rows[key][f"times_{to}"] = compare_ratio(values, reference, factor)
+    return {"comparisons": len(pairs), "rows": list(rows.values())}
 
 
 def quality(places: list[Place], load: Load, measures: Measures) -> dict[str, Any]:

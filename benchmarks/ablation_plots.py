@@ -19,6 +19,7 @@ Row = dict[str, Any]
 #: Okabe and Ito's colours, which colour-blind eyes tell apart; lines have markers of their own as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
+_OF_METHOD = {"jacobi": 0, "sjd": 1, "mc-sjd": 2, "gs-sjd": 3, "sjd++": 4, "sjd2": 6}
 _TOKENS = "tokens per forward"
 
 
@@ -54,9 +55,9 @@ def methods(rows: list[Row]) -> Any:
     names = [name for name in dict.fromkeys(row["at"]["method"] for row in rows) if name != "ar"]
     figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models) + 1.4, 4), sharey=True, squeeze=False)
     for axis, model in zip(axes[0], models, strict=True):
-        for number, name in enumerate(names):
+        for name in names:
             mine = [row for row in rows if row["at"]["model"] == model and row["at"]["method"] == name]
-            _line(axis, mine, lambda row: row["window"], name + (" (not exact)" if mine[0]["exact"] == "none" else ""), number)
+            _line(axis, mine, lambda row: row["window"], name + (" (not exact)" if mine[0]["exact"] == "none" else ""), _OF_METHOD.get(name, 5))
         axis.set(title=f"{'un' if model == 'base' else ''}tuned weights", xlabel="window W", xticks=sorted({row["window"] for row in rows} - {1}))
     axes[0, 0].set_ylabel(_TOKENS)
     axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -100,8 +101,8 @@ def branches(rows: list[Row]) -> Any:
 def guidance(rows: list[Row]) -> Any:
     """Against the guidance scale, by method."""
     figure, axis = plt.subplots(figsize=(5.2, 4))
-    for number, name in enumerate(dict.fromkeys(row["at"]["method"] for row in rows)):
-        _line(axis, [row for row in rows if row["at"]["method"] == name], lambda row: row["guidance_scale"], name, number)
+    for name in dict.fromkeys(row["at"]["method"] for row in rows):
+        _line(axis, [row for row in rows if row["at"]["method"] == name], lambda row: row["guidance_scale"], name, _OF_METHOD.get(name, 5))
     axis.set(xlabel="guidance scale", ylabel=_TOKENS, xticks=sorted({row["guidance_scale"] for row in rows}))
     axis.legend(frameon=False)
     _finish([axis])

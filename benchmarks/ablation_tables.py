@@ -28,7 +28,9 @@ _MEASURES = {
 }
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, name: str = "") -> str:
+    if name == "method":
+        return f"`{value}`"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -75,10 +77,11 @@ def _grid(rows: list[Row], across: str, text: Callable[[Row], str]) -> str:
         lines.setdefault(tuple(row["at"][name] for name in down), {})[row["at"][across]] = text(row)
     head = [_NAMES.get(name, name) for name in down]
     label = "" if all(isinstance(column, str) for column in columns) else f"{_NAMES.get(across, across)} = "
-    return _table(
-        head + [label + _shown(column) for column in columns],
-        [[_shown(value) for value in key] + [cells.get(column, "") for column in columns] for key, cells in lines.items()],
-    )
+    body = []
+    for key, cells in lines.items():
+        named = [_shown(value, name) for name, value in zip(down, key, strict=True)]
+        body.append(named + [cells.get(column, "") for column in columns])
+    return _table(head + [label + _shown(column) for column in columns], body)
 
 
 def _grid_of(group: str, across: str, text: Callable[[Row], str] = _tokens, picture: str = "") -> Table:
@@ -98,20 +101,19 @@ def methods_table(results: dict) -> str:
 
 
 def best_table(results: dict) -> str:
-    """Every method at the window where it commits most, against ``mc-sjd`` of the same weights, with its price."""
-    best: dict[tuple, Row] = {}
-    for row in _rows(results, "methods"):
-        key = row["at"]["model"], row["at"]["method"]
-        if key not in best or row["tokens_per_forward"] > best[key]["tokens_per_forward"]:
-            best[key] = row
+    """Every method at the window where it commits most, against ``mc-sjd`` and ``sjd`` at theirs, with its price."""
+
+    def ratio(row: Row, to: str) -> str:
+        found = row.get(f"times_{to}")
+        return f"{found['ratio']:.2f} ± {found['interval']:.2f}" if found else ""
+
     lines = []
-    for (model, method), row in best.items():
-        found = row.get("to_mc_sjd")
-        against = [_difference(found), f"{found['ratio']:.2f}×"] if found else ["", ""]
-        tokens = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
+    for row in results["groups"].get("methods", {"best": {"rows": []}})["best"]["rows"]:
         exact = "no" if row["exact"] == "none" else row["exact"]
-        lines.append([model, f"`{method}`", exact, str(row["window"]), tokens, *against, str(row["inputs"]), f"{row['seconds']:.2f}"])
-    head = ["weights", "method", "exact", "best W", "tokens per forward", "− `mc-sjd`", "ratio", "inputs", "seconds"]
+        tokens = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
+        price = [str(row["inputs"]), f"{row['seconds']:.2f}"]
+        lines.append([row["model"], f"`{row['method']}`", exact, str(row["window"]), tokens, ratio(row, "mc-sjd"), ratio(row, "sjd"), *price])
+    head = ["weights", "method", "exact", "best W", "tokens per forward", "times `mc-sjd`", "times `sjd`", "inputs", "seconds"]
     return _table(head, lines) if lines else ""
 
 
@@ -130,7 +132,7 @@ def updates_table(results: dict) -> str:
         tokens = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
         found = _difference(row["to_mc_sjd"])
         lines.append([str(row["at"]["clean"]), row["at"]["update"], tokens, found, str(row["inputs"]), f"{row['seconds']:.2f}"])
-    return _table(["clean slots", "update", "tokens per forward", "− `mc-sjd`", "inputs", "seconds"], lines) if rows else ""
+    return _table(["clean slots", "update", "tokens per forward", "difference to `mc-sjd`", "inputs", "seconds"], lines) if rows else ""
 
 
 def quality_table(results: dict) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_cells import GUIDANCE, Plan
-from ablation_figures import compression, quality
+from ablation_figures import best_windows, compression, quality
 from ablation_runs import DECISIVE, Runs
 from intervals import CONFIDENCE, mean_and_error
 from sjd2.adapters.registry import EMBEDDED_MODEL
@@ -50,12 +50,15 @@ def run(plan: Plan, runs: Runs, name: str) -> None:
 
 def figures(plan: Plan, runs: Runs, name: str) -> dict[str, Any]:
     """Of a group whose cells are all stored."""
+    places = plan.groups[name]
     if name != "quality":
-        found = compression(plan.groups[name], runs.stored)
+        found = compression(places, runs.stored)
+        if name == "methods":
+            found["best"] = best_windows(places, runs.stored)
     else:
         # The classifier and the picture tokenizer are the embedded model's; likelihood is that under the untuned one, where there is one.
         judge = Judge(runs.pipelines["base" if "base" in runs.pipelines else "tuned"].adapter, EMBEDDED_MODEL)
-        found = quality(plan.groups[name], runs.stored, lambda tokens: judge(runs.prompts, tokens))
+        found = quality(places, runs.stored, lambda tokens: judge(runs.prompts, tokens))
     return {"images": len(runs.prompts), **found}
 
 

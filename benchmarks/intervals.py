@@ -24,3 +24,10 @@ def compare(values: torch.Tensor, reference: torch.Tensor, factor: float) -> dic
     """Mean and its difference to the reference, paired by prompt, with the half-width of the interval."""
     delta = (values - reference).double()
     return {"mean": float(values.mean()), "delta": float(delta.mean()), "interval": factor * float(delta.std()) / len(delta) ** 0.5}
+
+
+def compare_ratio(values: torch.Tensor, reference: torch.Tensor, factor: float) -> dict[str, float]:
+    """Ratio r of the means of paired values, with the half-width of its interval: r makes the mean of ``values − r·reference`` 0 (delta method)."""
+    ratio = float(values.double().mean() / reference.double().mean())
+    rest = values.double() - ratio * reference.double()
+    return {"ratio": ratio, "interval": factor * float(rest.std() / reference.double().mean()) / len(rest) ** 0.5}

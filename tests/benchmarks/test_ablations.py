@@ -17,10 +17,11 @@ import ablation_runs
 import ablations
 import tables
 from ablation_cells import BRANCHES, CLEAN, LENGTHS, SCALES, STEPS, WINDOWS, Cell, Place, Plan
-from ablation_figures import compression, quality
+from ablation_figures import best_windows, compression, quality
 from ablation_plots import PLOTS, draw
 from ablation_runs import Outcome, Runs
 from ablation_tables import ABLATION_TABLES
+from intervals import compare_ratio
 from sjd2 import PRESETS
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.denoising.window import Denoiser
@@ -211,6 +212,7 @@ def results() -> dict:
             for name, places in PLAN.groups.items()
         },
     }
+    found["groups"]["methods"]["best"] = best_windows(PLAN.groups["methods"], outcome_of)
     return json.loads(json.dumps(found))
 
 
@@ -235,6 +237,31 @@ def test_differences_are_paired_and_hold_at_once(results):
     tuned, base = (outcome_of(Cell(model, replace(PRESETS["sjd"], window=32))).tokens_per_forward for model in ("tuned", "base"))
     row = next(row for row in with_base if row["at"] == {"model": "tuned", "method": "sjd", "window": 32})
     assert row["to_base"]["delta"] == pytest.approx(float((tuned - base).mean()))
+
+
+def test_best_windows_are_compared_with_each_other(results):
+    best = results["groups"]["methods"]["best"]
+    rows = {(row["model"], row["method"]): row for row in best["rows"]}
+    assert len(rows) == 2 * len(PRESETS)
+    assert best["comparisons"] == 2 * (2 * len(PRESETS) - 2)
+    for (model, method), row in rows.items():
+        others = [other for other in results["groups"]["methods"]["rows"] if other["at"]["model"] == model and other["at"]["method"] == method]
+        assert row["tokens_per_forward"] == max(other["tokens_per_forward"] for other in others)
+    found, reference = rows["tuned", "sjd2"], rows["tuned", "sjd"]
+    assert found["times_sjd"]["ratio"] == pytest.approx(found["tokens_per_forward"] / reference["tokens_per_forward"])
+    assert "times_sjd" not in reference
+
+
+def test_the_interval_of_a_ratio_holds_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    inside, trials = 0, 2000
+    for _ in range(trials):
+        prompt = torch.randn(60, generator=generator, dtype=torch.float64)
+        reference, values = (mean + prompt + 0.5 * torch.randn(60, generator=generator, dtype=torch.float64) for mean in (4.0, 6.0))
+        found = compare_ratio(values, reference, 1.96)
+        inside += abs(found["ratio"] - 1.5) <= found["interval"]
+    # 95 % of 2,000 is 1,900; five standard deviations are 49. Paired means of a ratio come out a little below their nominal share.
+    assert abs(inside - 0.95 * trials) < 60
 
 
 def test_quality_is_compared_with_the_untuned_model(results):
@@ -263,8 +290,15 @@ def test_every_table_shows_the_stored_figures(results, request, tmp_path):
                 continue
             figure = f"{row['tokens_per_forward']:.2f}" + ("" if name == "quality" else f" ± {row['error']:.2f}")
             assert figure in filled, (name, row["at"])
-            for difference in (row["to_base"],) if "to_base" in row else ():
-                assert f"{difference['delta']:+.2f} ± {difference['interval']:.2f}" in filled
+            if "to_base" in row:
+                assert f"{row['to_base']['delta']:+.2f} ± {row['to_base']['interval']:.2f}" in filled
+    for row in results["groups"]["methods"]["best"]["rows"]:
+        for found in (row[name] for name in ("times_mc-sjd", "times_sjd") if name in row):
+            assert f"{found['ratio']:.2f} ± {found['interval']:.2f}" in filled
+    for row in results["groups"]["updates"]["rows"]:
+        assert f"{row['to_mc_sjd']['delta']:+.2f} ± {row['to_mc_sjd']['interval']:.2f}" in filled
+    for row in results["groups"]["quality"]["rows"][1:]:
+        assert all(f"{found['delta']:+.3f} ± {found['interval']:.3f}" in filled for found in row["quality"].values())
     assert set(re.findall(r"images/ablations_(\w+)\.png", filled)) == set(PLOTS)
 
 
