@@ -36,7 +36,9 @@ def test_tables_agree_with_the_stored_results(root):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/model_card.md", "docs/exactness.md", "docs/kernels.md", "docs/kv_cache.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/model_card.md", "docs/exactness.md", "docs/kernels.md", "docs/kv_cache.md", "docs/tuning.md"]
+)
 def test_links_and_named_files_exist(root, page):
     text = (root / page).read_text()
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
