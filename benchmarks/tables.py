@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from ablation_tables import ABLATION_TABLES
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -55,9 +57,9 @@ _MEASURES = {
 }
 
 
-def pictures_table(results: dict) -> str:
-    """Every measure of every run: its difference to ``ar``, and the interval or bound that chance stays in."""
-    cells = {(row["run"], row["measure"]): row for row in results["rows"]}
+def _compared_table(rows: list[dict], reference: str) -> str:
+    """Every measure of every run: its difference to the reference, and the interval or bound that chance stays in."""
+    cells = {(row["run"], row["measure"]): row for row in rows}
     runs, measures = list(dict.fromkeys(run for run, _ in cells)), [name for name in _MEASURES if any(measure == name for _, measure in cells)]
 
     def cell(run: str, measure: str) -> str:
@@ -66,7 +68,7 @@ def pictures_table(results: dict) -> str:
             return ""
         if "distance" in row:
             text = f"{row['distance']:.2f} (≤ {row['bound']:.2f})"
-        elif run == "ar":
+        elif run == reference:
             return f"{row['mean']:.3f}"
         else:
             text = f"{row['delta']:+.3f} ± {row['interval']:.3f}"
@@ -75,6 +77,23 @@ def pictures_table(results: dict) -> str:
     lines = ["| | " + " | ".join(_MEASURES[name] for name in measures) + " |", "|---|" + "---|" * len(measures)]
     lines += [f"| `{run}` | " + " | ".join(cell(run, name) for name in measures) + " |" for run in runs]
     return "\n".join(lines)
+
+
+def pictures_table(results: dict) -> str:
+    """Every run against ``ar``."""
+    return _compared_table(results["rows"], "ar")
+
+
+def untuned_pictures_table(results: dict) -> str:
+    """Lossless methods on the tuned weights against ``ar`` on the untuned ones; nothing if those were not run."""
+    found = results.get("untuned")
+    if found is None:
+        return ""
+    return (
+        _compared_table(found["rows"], found["reference"])
+        + f"\n\nTuned weights {found['weights']['tuned']}, untuned {found['weights']['untuned']}; NLL is that under the untuned model. "
+        f"Intervals hold all {found['comparisons']} comparisons at once with {results['confidence']:.0%} confidence."
+    )
 
 
 def pictures_conditions(results: dict) -> str:
@@ -117,18 +136,22 @@ TABLES = {
     "kv_cache": ("kv_cache.json", kv_cache_table),
     "kv_cache_conditions": ("kv_cache.json", kv_cache_conditions),
     "pictures_conditions": ("pictures.json", pictures_conditions),
+    "pictures_untuned": ("pictures.json", untuned_pictures_table),
+    **{name: ("ablations.json", table) for name, table in ABLATION_TABLES.items()},
 }
-FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md")
+FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/sjd2.md")
 
 
-def filled(text: str) -> str:
-    """``text`` with every table written anew."""
+def filled(text: str, results_folder: Path = RESULTS) -> str:
+    """``text`` with every table written anew; where there are no results there is no table."""
 
     def replace(match: re.Match) -> str:
         results, table = TABLES[match[2]]
-        return f"{match[1]}\n{table(json.loads((RESULTS / results).read_text()))}\n{match[3]}"
+        path = results_folder / results
+        body = table(json.loads(path.read_text())) if path.exists() else ""
+        return "\n".join(part for part in (match[1], body, match[3]) if part)
 
-    return re.sub(r"(<!-- table (\w+) -->)\n(?:.*?\n)?(<!-- end -->)", replace, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- table (\w+) -->)\n(?:.*?\n)??(<!-- end -->)", replace, text, flags=re.DOTALL)
 
 
 def main() -> int:

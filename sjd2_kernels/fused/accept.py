@@ -65,7 +65,6 @@ def accept(
     HAS_ALLOWED: tl.constexpr,
     HAS_LAST: tl.constexpr,
     HAS_LAST_UNCOND: tl.constexpr,
-    POSITIONS: tl.constexpr,
 ):
     """The flags of every row: four gathers, none of which depends on another slot."""
     draft = tl.load(drafts_ptr + row, mask=live, other=0)
@@ -104,7 +103,7 @@ def accept(
         has_q = source < Q_NONE
     seed = tl.load(seeds_ptr + b, mask=live, other=0)
     iteration = tl.load(iteration_ptr + b, mask=live, other=0)
-    position = tl.load(position_ptr + row, mask=live, other=0) if POSITIONS else tl.load(position_ptr + b, mask=live, other=0) + w
+    position = tl.load(position_ptr + b, mask=live, other=0) + w
     word, _, _, _ = philox(seed, row * 0, position, iteration, VERIFY)
     accepted = has_q & (tl.log(uniform_from_bits(word)) + log_q < log_p)
     ratio_kept = has_q & (log_p - log_q > log_keep_ratio)

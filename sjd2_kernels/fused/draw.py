@@ -92,7 +92,7 @@ def draw_kernel(
     remaining_ptr,  # [B]
     seeds_ptr,
     iteration_ptr,
-    position_ptr,  # [B], of slot 0; with POSITIONS [B, W]
+    position_ptr,  # [B]; [B, W] without VERIFY
     masses_ptr,  # [rows, 2, BLOCKS], scratch: block sums of p and of the residual
     best_value_ptr,  # [rows, SPLITS], scratch: best of the frozen draw
     best_id_ptr,
@@ -129,7 +129,6 @@ def draw_kernel(
     BATCH_ROWS: tl.constexpr,
     W_PADDED: tl.constexpr,
     VERIFY: tl.constexpr,
-    POSITIONS: tl.constexpr,
     RULE: tl.constexpr,
     PURPOSE: tl.constexpr,
     HAS_UNCOND: tl.constexpr,
@@ -151,7 +150,10 @@ def draw_kernel(
     logsumexp = tl.load(logsumexp_ptr + statistics, mask=live, other=0.0)
     seed = tl.load(seeds_ptr + b, mask=live, other=0)
     iteration = tl.load(iteration_ptr + b, mask=live, other=0)
-    position = tl.load(position_ptr + row, mask=live, other=0) if POSITIONS else tl.load(position_ptr + b, mask=live, other=0) + w
+    if VERIFY:
+        position = tl.load(position_ptr + b, mask=live, other=0) + w
+    else:
+        position = tl.load(position_ptr + row, mask=live, other=0)
     offset, uncond_offset = b * stride_b + w * stride_w, b * uncond_stride_b + w * uncond_stride_w
 
     mode = tl.where(live, FROZEN if RULE == RULE_GUMBEL else FRESH, KEEP)

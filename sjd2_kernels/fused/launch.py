@@ -199,7 +199,6 @@ def _statistics(
         "TOP_K": top_k,
         "TOP_P": top_p,
         "ACCEPT": accept is not None,
-        "POSITIONS": accept is not None and accept["position_ptr"].ndim == 2,
         **inputs.flags,
         **inputs.last_flags,
     }
@@ -305,7 +304,6 @@ def verify_fused(
             BATCH_ROWS=_rows_per_program(padded_window, batch),
             W_PADDED=padded_window,
             VERIFY=True,
-            POSITIONS=position.ndim == 2,
             RULE=_RULES[rule],
             PURPOSE=int(Purpose.VERIFY),
             **inputs.flags,
@@ -389,7 +387,6 @@ def sample_fused(
             BATCH_ROWS=1,
             W_PADDED=1,
             VERIFY=False,
-            POSITIONS=True,
             RULE=_RULES[Rule.GUMBEL] if frozen else _RULES[Rule.FRESH],
             PURPOSE=int(purpose),
             **inputs.flags,

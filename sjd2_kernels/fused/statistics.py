@@ -50,7 +50,7 @@ def row_statistics_kernel(
     last_logsumexp_ptr,
     drafts_ptr,
     q_row_ptr,
-    seeds_ptr,  # [B], like iteration; position too, or [B, W] with POSITIONS
+    seeds_ptr,  # [B], like iteration and position
     iteration_ptr,
     position_ptr,
     threshold_ptr,  # [B, W], written, like cut, logsumexp, uniform_log and flags
@@ -82,7 +82,6 @@ def row_statistics_kernel(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ACCEPT: tl.constexpr,
-    POSITIONS: tl.constexpr,
     HAS_UNCOND: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
     HAS_LAST: tl.constexpr,
@@ -125,7 +124,7 @@ def row_statistics_kernel(
             row, live, b, w, W, threshold, cut, logsumexp, uniform_log, scale, temperature, log_keep_ratio,
             stride_b, stride_w, stride_v, uncond_stride_b, uncond_stride_w, uncond_stride_v,
             last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
-            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND, POSITIONS,
+            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
         )  # fmt: skip
         tl.store(uniform_log_ptr + row, uniform_log, mask=live)
         tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0), mask=live)
@@ -260,7 +259,6 @@ def split_merge_kernel(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ACCEPT: tl.constexpr,
-    POSITIONS: tl.constexpr,
     HAS_UNCOND: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
     HAS_LAST: tl.constexpr,
@@ -332,7 +330,7 @@ def split_merge_kernel(
             row, live, b, w, W, threshold, cut, logsumexp, uniform_log, scale, temperature, log_keep_ratio,
             stride_b, stride_w, stride_v, uncond_stride_b, uncond_stride_w, uncond_stride_v,
             last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
-            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND, POSITIONS,
+            HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
         )  # fmt: skip
         tl.store(uniform_log_ptr + row, uniform_log)
         tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0))

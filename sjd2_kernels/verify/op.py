@@ -140,7 +140,7 @@ def verify(
         remaining: int64 ``[B]``: tokens still to come, 0 for a finished row.
         seeds: int64 ``[B]``.
         iteration: int64 ``[B]``: the row's own forward count.
-        position: int64 ``[B]``: absolute position of slot 0; or ``[B, W]``: of every slot, where they are not consecutive.
+        position: int64 ``[B]``: absolute position of slot 0.
         keep_ratio: τ of ``Rule.KEEP_RATIO``.
         end_id: an id after which nothing is committed, −1 for none.
         backend: ``torch`` (the definition), ``triton`` (fused kernels: nothing of size ``[B, W, V]`` is made) or ``None`` for the default:
@@ -178,7 +178,7 @@ def verify(
         ("remaining", remaining, (batch,)),
         ("seeds", seeds, (batch,)),
         ("iteration", iteration, (batch,)),
-        ("position", position, (batch, window) if position.ndim == 2 else (batch,)),
+        ("position", position, (batch,)),
     ):
         check_shape(name, tensor, shape)
         check_integer(name, tensor)

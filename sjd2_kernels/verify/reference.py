@@ -86,7 +86,7 @@ def verify_reference(
     z = scaled_logits(logits, logits_uncond, processing)
     statistics = row_statistics(z, processing)
     log_p = log_probabilities(z, statistics)
-    positions = position if position.ndim == 2 else position[:, None] + torch.arange(drafts.shape[1], device=drafts.device)
+    positions = position[:, None] + torch.arange(drafts.shape[1], device=drafts.device)
     is_forced = forced >= 0
 
     def frozen_draw() -> torch.Tensor:

@@ -192,7 +192,7 @@ def test_help_names_every_method(capsys):
         main(["generate", "--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"  {method} " in text for method in ("ar", "jacobi", "sjd", "mc-sjd", "gs-sjd", "sjd++"))
+    assert all(f"  {method} " in text for method in ("ar", "jacobi", "sjd", "mc-sjd", "gs-sjd", "sjd++", "sjd2", "sjd2-relaxed"))
 
 
 def test_info_names_versions_and_devices(capsys):

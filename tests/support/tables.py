@@ -47,20 +47,20 @@ class TableModel:
         positions = cache.positions(inputs_embeds.shape[1])
         columns, places = cache.layers[0].update(fed, positions[:, None, :, None].to(fed.dtype))
         values = columns[:, 0, :, 0]
-        if cache.extra is not None:
-            return self._by_mask(values, places[:, 0, :, 0].long(), cache.mask(inputs_embeds.shape[1])[:, 0], positions, len(cache.extra.offset))
+        if cache.levels is not None:
+            return self._by_mask(values, places[:, 0, :, 0].long(), cache.mask(inputs_embeds.shape[1])[:, 0], positions)
         marked = values >= _MARKER
         marker = marked.long().argmax(1)
         # Rows whose marker is still to come are in their prompt: nobody looks at what they predict.
         table = (values.gather(1, marker[:, None]).squeeze(1) - _MARKER).long().clamp(min=0)
         place = torch.arange(values.shape[1], device=self.device) - marker[:, None] - 1
         powers = torch.where((place >= 0) & (place < self.count), float(self.vocab_size) ** place.clamp(0, self.count), 0.0)
-        codes = (values * powers).cumsum(1)
+        codes = (values.round().clamp(0, self.vocab_size - 1) * powers).cumsum(1)
         seen = (positions - marker[:, None]).clamp(max=self.count - 1)
         code = codes.gather(1, (marker[:, None] + seen).clamp(max=values.shape[1] - 1)).long()
         return self._table[table[:, None], self._offsets[seen] + code.clamp(min=0)]
 
-    def _by_mask(self, values: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, extra: int) -> torch.Tensor:
+    def _by_mask(self, values: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The same prediction from what each input ``[R, T]`` sees of the columns ``[R, S]``, in no order."""
         marker = (values >= _MARKER).long().argmax(1)
         table = (values.gather(1, marker[:, None]).squeeze(1) - _MARKER).long()

@@ -86,10 +86,8 @@ def decoded_logits(adapter, noise, prompt_ids, tokens, start, levels, embeds):
     cache = adapter.new_cache(1, 60)
     adapter.forward(before[:, :-1], cache)
     cache.commit(torch.tensor([before.shape[1] - 1]))
-    cache.extra = denoiser.columns(window, 1)
-    nothing = torch.zeros(1, slots + 1, dtype=torch.int64)
-    inputs = denoiser.inputs(window, nothing, nothing[:, 0], nothing[:, 0])
-    return adapter.forward(torch.cat([before[:, -1:], inputs], 1), cache)[0, : denoiser.rows.rows]
+    cache.levels = denoiser.input_levels(window)
+    return adapter.forward(torch.cat([before[:, -1:], denoiser.inputs(window)], 1), cache)[0, : slots + 1]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,22 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sjd2_kernels import kv_append, kv_compact, kv_rollback
 
-__all__ = ["ExtraColumns", "RaggedCache"]
-
-
-@dataclass(frozen=True)
-class ExtraColumns:
-    """What the next forward is fed behind its window of W causal inputs: E inputs that other rules hold for.
-
-    Attributes:
-        offset: int64 ``[E]``, position behind the row's length; −1 for position 0, whatever the length.
-        prefix: bool ``[E]``, whether the input sees the valid columns.
-        visible: bool ``[R, W + E, W + E]``, which of the new inputs sees which.
-    """
-
-    offset: torch.Tensor
-    prefix: torch.Tensor
-    visible: torch.Tensor
+__all__ = ["RaggedCache"]
 
 
 class Rows:
@@ -108,7 +92,7 @@ class RaggedCache(Cache):
     Attributes:
         lengths: int64 ``[R]``, valid columns per row.
         overflow: bool ``[R]``, rows that had no room for a window on a GPU, where nobody raises; their tokens are worthless.
-        extra: inputs of the next forward that do not follow each other causally, if there are any.
+        levels: ``None``, or int64 ``[R, W]``: noise levels of the window's inputs in the next forward, whose other inputs are timestep tokens.
     """
 
     _rows: Rows
@@ -116,7 +100,7 @@ class RaggedCache(Cache):
     def __init__(self, layers: int, rows: int, capacity: int, *, device: torch.device | str = "cpu"):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
-        self.extra: ExtraColumns | None = None
+        self.levels: torch.Tensor | None = None
         self._layers = [self._layer(index) for index in range(layers)]
         super().__init__(layers=[*self._layers])
 
@@ -159,20 +143,22 @@ class RaggedCache(Cache):
         self.overflow.zero_()
 
     def positions(self, inputs: int) -> torch.Tensor:
-        """Sequence positions ``[R, inputs]`` of the next inputs."""
+        """Sequence positions ``[R, inputs]`` of the next inputs; those of timestep tokens are 0."""
         ahead = torch.arange(inputs, device=self.lengths.device)
-        if self.extra is None:
-            return self.lengths[:, None] + ahead
-        ahead = torch.cat([ahead[: inputs - len(self.extra.offset)], self.extra.offset])
-        return torch.where(ahead < 0, 0, self.lengths[:, None] + ahead)
+        positions = self.lengths[:, None] + ahead
+        return positions if self.levels is None else positions.masked_fill(ahead >= self.levels.shape[1], 0)
 
     def mask(self, inputs: int) -> torch.Tensor:
-        """bool ``[R, 1, inputs, S]``: each of the next inputs sees the valid columns, the inputs before it, and itself, or what ``extra`` says."""
-        columns = torch.arange(self.capacity, device=self.lengths.device)
+        """bool ``[R, 1, inputs, S]``: each of the next inputs sees the valid columns, the inputs before it, and itself.
+
+        With ``levels [R, W]``, inputs behind the W of the window are timestep tokens of levels 1, 2, …: each sees only itself, and is seen
+        only by the inputs of its level.
+        """
         ahead = torch.arange(inputs, device=self.lengths.device)
-        if self.extra is None:
-            return (columns <= (self.lengths[:, None] + ahead)[..., None])[:, None]
-        new = (columns - self.lengths[:, None])[:, None].expand(-1, inputs, -1)  # counted from the first new input
-        sees_prefix = torch.cat([torch.ones_like(ahead[: inputs - len(self.extra.prefix)], dtype=torch.bool), self.extra.prefix])
-        among_new = self.extra.visible.gather(2, new.clamp(0, inputs - 1))
-        return torch.where(new < 0, sees_prefix[:, None], among_new & (new < inputs))[:, None]
+        column = (torch.arange(self.capacity, device=self.lengths.device) - self.lengths[:, None])[:, None]  # counted from the first new input
+        visible = column <= ahead[:, None]
+        if self.levels is not None:
+            window = self.levels.shape[1]
+            own_level = (column >= window) & (column - window + 1 == self.levels[..., None])
+            visible = torch.cat([visible[:, :window] | own_level, (column == ahead[:, None])[:, window:]], dim=1)
+        return visible[:, None]

@@ -12,11 +12,15 @@ _EPILOG = """data:
   a folder       images and metadata.jsonl, a line {"file_name": "0.png", "text": "a caption"} for each
   a .jsonl file  tokens, a line {"prompt": "a caption", "tokens": [17, 4, ...]} per image
   a .json file   the same in a list, as `sjd2 generate --json` writes it
+with --own-drafts:
+  a .txt file    a prompt per line
+  a .jsonl file  a line {"prompt": "a caption"} each
 
 An interrupted run goes on when the same command is given again.
 
 example:
   sjd2 finetune --data pictures --steps 2000 --learning-rate 4e-4 -o tuned
+  sjd2 finetune --own-drafts --data prompts.txt --steps 1000 --learning-rate 4e-4 -o tuned
   sjd2 generate "a red coat on a yellow background" --model tuned --method sjd2
 """
 
@@ -25,20 +29,22 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to ``commands``."""
     parser = commands.add_parser(
         "finetune",
-        help="tune a model for denoising (method sjd2)",
-        description="Tune a model for denoising by next-clean-token prediction (2510.08994), on images with captions or on ready tokens.",
+        help="tune a model, so that it needs fewer forwards",
+        description="Tune a model for denoising (method sjd2) by next-clean-token prediction (2510.08994), on images with captions or on ready "
+        "tokens; or on its own drafts, for which prompts are enough and which every method gains by.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--data", required=True, metavar="DIR_OR_FILE", help="what to train on, see below")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to make; while training, checkpoints lie in DIR.tuning")
+    add("--own-drafts", action="store_true", help="tune on what the model drafts for prompts, with the model as it is as teacher")
     add("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
     add("--device", metavar="D", help="cpu or cuda (default: the GPU if there is one)")
     add("--eval-data", metavar="DIR_OR_FILE", help="what to evaluate on (default: a held-out share of the data)")
     add("--held-out", type=float, default=0.05, metavar="SHARE", help="share of the data to evaluate on; 0: no evaluation (default: %(default)s)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
+    length.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default with --own-drafts: 1000)")
     length.add_argument("--epochs", type=float, default=1.0, metavar="N", help="passes over the data (default: 1)")
     add("--batch-size", type=int, default=8, metavar="N", help="examples per forward (default: %(default)s)")
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step (default: %(default)s)")
@@ -55,6 +61,15 @@ def add_parser(commands: Any) -> None:
     add("--segment", type=int, nargs=2, default=(3, 6), metavar=("LOW", "HIGH"), help="slots of one noise level (default: 3 6)")
     add("--no-timesteps", dest="timesteps", action="store_false", help="no timestep tokens")
     add("--no-normalise", dest="normalise", action="store_false", help="noise in the plain embedding space, in which denoising fails")
+    drafts = parser.add_argument_group("with --own-drafts")
+    drafts.add_argument(
+        "--anchor", type=float, default=6.0, metavar="A", help="weight of what the law of AR sampling drifts by (default: %(default)s)"
+    )
+    drafts.add_argument("--guidance", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scales of the images (default: 1 to twice the model's)")
+    drafts.add_argument("--pool", type=int, default=1024, metavar="N", help="images whose drafts are kept (default: %(default)s)")
+    drafts.add_argument("--first", type=int, default=256, metavar="N", help="images recorded before the first step (default: %(default)s)")
+    drafts.add_argument("--renewed", type=int, default=64, metavar="N", help="images recorded anew ... (default: %(default)s)")
+    drafts.add_argument("--every", type=int, default=100, metavar="N", help="... after every so many steps (default: %(default)s)")
     add("--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)")
     add("--eval-every", type=int, metavar="N", help="steps between evaluations (default: a tenth of all)")
     add("--quiet", action="store_true", help="no report")
@@ -65,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     """Tune, report."""
     # Here, because the trainer takes seconds to import.
     from ..denoising import NoiseLevels
-    from ..training import FinetuneSettings, TuningNoise, finetune
+    from ..training import DraftSettings, FinetuneSettings, TuningNoise, finetune
 
     noise = TuningNoise(
         levels=NoiseLevels.karras(options.levels),
@@ -76,8 +91,17 @@ def run(options: argparse.Namespace) -> int:
         timesteps=options.timesteps,
         normalise=options.normalise,
     )
+    drafts = DraftSettings(
+        anchor=options.anchor,
+        guidance=None if options.guidance is None else tuple(options.guidance),
+        pool=options.pool,
+        first=options.first,
+        renewed=options.renewed,
+        every=options.every,
+    )
     settings = FinetuneSettings(
         noise=noise,
+        drafts=drafts if options.own_drafts else None,
         steps=options.steps,
         epochs=options.epochs,
         batch_size=options.batch_size,

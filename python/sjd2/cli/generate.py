@@ -26,7 +26,7 @@ example:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to ``commands``."""
-    methods = "\n".join(f"  {preset.name:8} {preset.summary} (window {preset.window})" for preset in PRESETS.values())
+    methods = "\n".join(f"  {preset.name:12} {preset.summary} (window {preset.window})" for preset in PRESETS.values())
     parser = commands.add_parser(
         "generate",
         help="make pictures of prompts",

@@ -28,6 +28,7 @@ class _Outcome:
     committed: torch.Tensor
     iteration: torch.Tensor
     accepted: torch.Tensor
+    drafts: torch.Tensor
 
 
 class Ledger:
@@ -44,7 +45,7 @@ class Ledger:
 
     def outcome(self, state: WindowState) -> _Outcome:
         """Of all rows of the run, in the order of the prompts."""
-        current = _Outcome(state.tokens, state.committed, state.iteration, state.accepted)
+        current = _Outcome(state.tokens, state.committed, state.iteration, state.accepted, state.drafts)
         if self._all is None or self._index is None:
             return current
         for field in fields(_Outcome):

@@ -7,8 +7,7 @@
     advance  drafts shift left by a, fresh slots enter on the right, p_j becomes the q of x'_j
     cache    the first a columns of this forward become valid, the others are written over next time
 
-With denoising (SJD2) some inputs are noise, and there are rows of logits behind the window's own that are never committed
-but may give the next drafts; see ``sjd2.denoising``.
+With denoising (SJD2) the slots behind a clean front are fed as noisy embeddings, which only their right neighbours see; see ``sjd2.denoising``.
 
 State is a handful of device tensors; one iteration decides nothing on the host, which only looks now and then whether all rows
 are done, and then lets finished rows leave. Rows never wait for each other.
@@ -19,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
@@ -48,13 +46,13 @@ class DecodeResult:
 
 
 def _forward(plan: Plan, state: WindowState, cache: RaggedCache) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Conditional and unconditional logits ``[B, T, V]``, of the W slots of the window first; the last draft is predicted, not fed."""
+    """Conditional and unconditional logits ``[B, W, V]`` of the window; the last draft is predicted, not fed."""
     if plan.denoiser is None or state.noise is None:
-        inputs, rows = plan.model.embed(state.drafts[:, :-1]), state.drafts.shape[1]
+        inputs = plan.model.embed(state.drafts[:, :-1])
     else:
-        inputs, rows = plan.denoiser.inputs(state.noise, state.drafts, plan.seeds, state.committed), plan.denoiser.rows.rows
-        cache.extra = plan.denoiser.columns(state.noise, len(state.tail))
-    logits = plan.model.forward(torch.cat([state.tail, per_model_row(inputs, plan)], dim=1), cache)[:, :rows]
+        inputs, levels = plan.denoiser.inputs(state.noise), plan.denoiser.input_levels(state.noise)
+        cache.levels = None if levels is None else per_model_row(levels, plan)
+    logits = plan.model.forward(torch.cat([state.tail, per_model_row(inputs, plan)], dim=1), cache)[:, : plan.preset.window]
     if not plan.guided:
         return logits, None
     batch = len(state.drafts)
@@ -67,25 +65,24 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     count, start = result.committed, state.committed
     slot = torch.arange(window, device=count.device)
     newly = slot < count[:, None]
-    tokens, kept = result.tokens[:, :window], result.kept[:, :window]
     # The last draft was not fed: whether it survives saves nothing.
-    state.accepted = state.accepted + (newly & kept & (state.forced < 0) & (slot < window - 1)).sum(1)
-    state.tokens.scatter_(1, slots(start, window), torch.where(newly, tokens, 0))
+    state.accepted = state.accepted + (newly & result.kept & (state.forced < 0) & (slot < window - 1)).sum(1)
+    state.tokens.scatter_(1, slots(start, window), torch.where(newly, result.tokens, 0))
     state.committed = start + count
-    ended = (newly & (tokens == layout.end_id)).any(1)
+    ended = (newly & (result.tokens == layout.end_id)).any(1)
     state.remaining = torch.where(ended, 0, state.remaining - count)
     state.invalid = state.invalid | result.invalid
 
-    survives = slot + count[:, None] < window
-    source = slot + count[:, None] if plan.denoiser is None else plan.denoiser.rows.source(count)
-    source = torch.where(survives, source, window - 1)
+    source = slot + count[:, None]
+    survives = source < window
+    source = source.clamp(max=window - 1)
     positions = slots(state.committed, window)
     state.forced = layout.forced_at(positions)
     drafts, q_row = fresh_drafts(
         plan.preset.initialisation,
         last=last,
         processing=plan.processing,
-        updated=tokens,
+        updated=result.tokens,
         tokens=state.tokens,
         start=start,
         positions=positions,
@@ -101,29 +98,9 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     state.last = last
     state.iteration = state.iteration + (count > 0)
 
-    newest = tokens.gather(1, (count - 1).clamp(min=0)[:, None])
+    newest = result.tokens.gather(1, (count - 1).clamp(min=0)[:, None])
     state.tail = per_model_row(plan.model.embed(newest), plan)
     cache.commit(per_model_row(count, plan))
-
-
-class _Judged(NamedTuple):
-    """What ``verify`` judges, by row of logits: drafts, whence they come, which were fed clean, what is known, and where."""
-
-    drafts: torch.Tensor
-    q_row: torch.Tensor
-    clean: torch.Tensor
-    forced: torch.Tensor
-    position: torch.Tensor
-
-
-def _judged(plan: Plan, state: WindowState) -> _Judged:
-    drafts, q_row, forced = state.drafts, state.q_row, state.forced
-    if plan.denoiser is None or state.noise is None:
-        return _Judged(drafts, q_row, torch.ones_like(drafts, dtype=torch.bool), forced, state.committed)
-    slot, window = plan.denoiser.rows.slot, drafts.shape[1]
-    # Rows behind the window's are never committed. The last draft of the window was not fed, so no run of kept drafts goes past it.
-    clean = (state.noise.levels == 0)[:, slot] & (torch.arange(len(slot), device=slot.device) < window - 1)
-    return _Judged(drafts[:, slot], q_row[:, slot], clean, forced[:, slot], state.committed[:, None] + slot)
 
 
 def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
@@ -135,11 +112,15 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
         logits_uncond,
         plan.processing,
         rule=plan.preset.rule,
-        **_judged(plan, state)._asdict(),
+        drafts=state.drafts,
+        q_row=state.q_row,
         last=state.last,
+        clean=torch.ones_like(state.drafts, dtype=torch.bool) if state.noise is None else state.noise.levels == 0,
+        forced=state.forced,
         remaining=state.remaining,
         seeds=plan.seeds,
         iteration=state.iteration,
+        position=state.committed,
         keep_ratio=plan.preset.keep_ratio,
         end_id=plan.layout.end_id,
     )
@@ -184,7 +165,7 @@ def _run(plan: Plan, prompt: Prompt, callback: Callable[[Progress], None] | None
         _iterate(plan, state, cache, stopwatch)
         if callback is not None:
             rows = ledger.outcome(state)
-            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count]))
+            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count], rows.drafts))
         if look:
             remaining = _look(state, cache, ledger, iteration)
             now = time.perf_counter() - started, stopwatch.seconds()

@@ -51,7 +51,17 @@ _ALL = (
     Preset("mc-sjd", Rule.COUPLED, 64, "left", "law", "SJD with maximal coupling (2510.24211)"),
     Preset("gs-sjd", Rule.GUMBEL_TAIL, 64, "left", "law", "SJD with Gumbel-shared redraws (2510.24211)"),
     Preset("sjd++", Rule.KEEP_RATIO, 96, "left", "none", "SJD that keeps likely drafts after a rejection (2512.07503); not exact"),
-    Preset("sjd2", Rule.COUPLED, 64, "left", "law", "speculative Jacobi-denoising decoding (2510.08994)", denoising=Denoising()),
+    Preset("sjd2", Rule.COUPLED, 64, "left", "law", "speculative Jacobi-denoising decoding (2510.08994), strict", denoising=Denoising()),
+    Preset(
+        "sjd2-relaxed",
+        Rule.KEEP_RATIO,
+        64,
+        "left",
+        "none",
+        "SJD2 as published: nearest-token drafts, the 0.5 rule; not exact",
+        keep_ratio=0.5,
+        denoising=Denoising(nearest=True),
+    ),
 )
 
 #: Every method by its name.
@@ -89,7 +99,7 @@ def resolve_preset(
         preset = replace(preset, initialisation=cast(Initialisation, initialisation))
     if keep_ratio is not None:
         if preset.rule is not Rule.KEEP_RATIO:
-            raise ValueError(f"keep_ratio: only sjd++ has one, got {keep_ratio} for {preset.name}")
+            raise ValueError(f"keep_ratio: only sjd++ and sjd2-relaxed have one, got {keep_ratio} for {preset.name}")
         if not keep_ratio >= 0:
             raise ValueError(f"keep_ratio: expected a number >= 0, got {keep_ratio}")
         preset = replace(preset, keep_ratio=keep_ratio)

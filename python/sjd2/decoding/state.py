@@ -68,7 +68,7 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
     batch, count = layout.forced.shape
     rows, width, _ = prompt.embeds.shape
     device = prompt.embeds.device
-    extra = 0 if plan.denoiser is None else plan.denoiser.extra_inputs
+    extra = 0 if plan.denoiser is None else len(plan.denoiser.timesteps)
     cache = plan.model.new_cache(rows, width - 1 + count + window + extra, plan.cache)
     if width > 1:
         with stopwatch:

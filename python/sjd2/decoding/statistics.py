@@ -19,12 +19,14 @@ class Progress:
         committed: int64 ``[B]``, final tokens per row.
         totals: int64 ``[B]``, tokens per row when finished.
         tokens: int64 ``[B, N]``, valid below ``committed``; a view that the next iteration writes to.
+        drafts: int64 ``[B, W]``, what the window that follows ``committed`` begins the next iteration with; of no meaning for a finished row.
     """
 
     iteration: int
     committed: torch.Tensor
     totals: torch.Tensor
     tokens: torch.Tensor
+    drafts: torch.Tensor
 
 
 @dataclass(frozen=True)

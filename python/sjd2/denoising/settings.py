@@ -16,36 +16,37 @@ KARRAS = NoiseLevels.karras(6)
 
 @dataclass(frozen=True)
 class Denoising:
-    """How slots are born as noise and become clean, and where else noise stands in for a token that is not known yet.
+    """How slots are born as noise and become clean.
 
     Attributes:
         levels: the schedule.
-        clean: slots at the front that are clean and can be verified; slots behind them are born as noise.
+        clean: slots at the front that are clean and can be verified, as a number of slots (int) or a share of the window (float in (0, 1]);
+            slots behind them are born as noise.
         per_level: slots of each level behind the clean ones. A slot that comes nearer to the front takes the lower of its level and this one.
-        branches: clean slots at the front that have a branch (see ``rows.py``); 0 for none.
-        branch_length: slots of a branch.
         normalise: add noise in the normalised embedding space. Without it denoising fails (2510.08994).
         timesteps: feed timestep tokens.
         nearest: the draft of a noisy slot is the id whose embedding is nearest to its input, by cosine, as published; this gives up exactness.
 
     Raises:
-        ValueError: a number out of its range, or branches that reach behind the clean slots.
+        ValueError: ``clean`` or ``per_level`` is out of its range.
     """
 
     levels: NoiseLevels = KARRAS
-    clean: int = 48
+    clean: int | float = 0.75
     per_level: int = 3
-    branches: int = 0
-    branch_length: int = 3
     normalise: bool = True
     timesteps: bool = True
     nearest: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("clean", 1), ("per_level", 1), ("branches", 0), ("branch_length", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+        if not (isinstance(self.clean, int) and self.clean >= 1) and not (isinstance(self.clean, float) and 0 < self.clean <= 1):
+            raise ValueError(f"clean: expected a whole number >= 1, or a share of the window in (0.0, 1.0], got {self.clean!r}")
+        if not isinstance(self.per_level, int) or self.per_level < 1:
+            raise ValueError(f"per_level: expected a whole number >= 1, got {self.per_level!r}")
+
+    def clean_slots(self, window: int) -> int:
+        """Clean slots of a window of W, from 1 to W."""
+        return min(window, self.clean if isinstance(self.clean, int) else max(1, round(self.clean * window)))
 
     @classmethod
     def from_config(cls, entry: Mapping[str, Any]) -> Denoising:
@@ -64,7 +65,3 @@ class Denoising:
     def to_config(self) -> dict[str, Any]:
         """The entry that :meth:`from_config` reads."""
         return {"times": list(self.levels.times), "timesteps": self.timesteps, "normalise": self.normalise}
-
-    def branches_in(self, window: int) -> int:
-        """Branches of a window of W slots: no more than fit, with all their slots, into its clean slots."""
-        return max(0, min(self.branches, min(self.clean, window) - self.branch_length))

@@ -11,6 +11,7 @@ __all__ = [
     "caption",
     "held_out_prompts",
     "parse_prompt",
+    "training_prompts",
 ]
 
 # sRGB values. The order is part of the data set: scenes draw colours by index.
@@ -65,19 +66,29 @@ def caption(garment: str, colour: str | None = None, background: str | None = No
     return f"{text} on {_article(background)} {background} background" if background else text
 
 
+def _captions(held_out: bool) -> list[str]:
+    """Captions of all held-out pairs, or of all others, on every other background colour."""
+    return [
+        caption(garment, colour, background)
+        for garment in GARMENTS
+        for colour in COLOURS
+        if ((garment, colour) in HELD_OUT_PAIRS) == held_out
+        for background in COLOURS
+        if background != colour
+    ]
+
+
+def training_prompts() -> list[str]:
+    """Captions of the pairs that training sees, on every other background colour: 1100 prompts."""
+    return _captions(held_out=False)
+
+
 def held_out_prompts(count: int | None = None) -> list[str]:
     """Captions of held-out pairs on every other background colour: 220 prompts, or the first ``count`` of them.
 
     The order is a fixed shuffle, so that any prefix covers garments and colours alike.
     """
-    prompts = [
-        caption(garment, colour, background)
-        for garment in GARMENTS
-        for colour in COLOURS
-        if (garment, colour) in HELD_OUT_PAIRS
-        for background in COLOURS
-        if background != colour
-    ]
+    prompts = _captions(held_out=True)
     random.Random(0).shuffle(prompts)
     return prompts if count is None else prompts[:count]
 

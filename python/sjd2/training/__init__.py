@@ -1,4 +1,4 @@
-"""Next-clean-token tuning (2510.08994) for any causal image model that an adapter exists for.
+"""Tuning of any causal image model that an adapter exists for: next-clean-token prediction (2510.08994), and on the model's own drafts.
 
 ``finetune`` is the whole recipe, as ``sjd2 finetune`` runs it. Its parts serve a training of one's own:
 
@@ -12,22 +12,34 @@
 
 from .collator import Example, NoiseCollator
 from .data import TokenExamples, read_examples
-from .lora import add_lora, merge_lora
+from .distillation import DraftCollator, DraftDistillation, DraftSettings
+from .lora import add_lora, merge_lora, without_lora
 from .model import NextCleanTokenModel
+from .own_drafts import DraftPool, build_draft_trainer
 from .plan import NoisePlan, TuningNoise, draw_plan
-from .recipe import FinetuneSettings, finetune
+from .prompts import Prompts, read_prompts
+from .recipe import finetune
 from .save import save_tuned
+from .settings import FinetuneSettings
 from .trainer import build_trainer, last_checkpoint, nll_by_level
+from .trajectories import Trajectory, record
 
 __all__ = [
+    "DraftCollator",
+    "DraftDistillation",
+    "DraftPool",
+    "DraftSettings",
     "Example",
     "FinetuneSettings",
     "NextCleanTokenModel",
     "NoiseCollator",
     "NoisePlan",
+    "Prompts",
     "TokenExamples",
+    "Trajectory",
     "TuningNoise",
     "add_lora",
+    "build_draft_trainer",
     "build_trainer",
     "draw_plan",
     "finetune",
@@ -35,5 +47,8 @@ __all__ = [
     "merge_lora",
     "nll_by_level",
     "read_examples",
+    "read_prompts",
+    "record",
     "save_tuned",
+    "without_lora",
 ]

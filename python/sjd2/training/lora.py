@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["add_lora", "merge_lora"]
+__all__ = ["add_lora", "merge_lora", "without_lora"]
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> None:
@@ -28,6 +31,21 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):  # steps of AdamW are smaller than their last bit
             parameter.data = parameter.data.float()
+
+
+@contextmanager
+def without_lora(model: PreTrainedModel) -> Iterator[None]:
+    """What ``model`` was before its adapters, as long as the block lasts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def merge_lora(model: PreTrainedModel) -> None:

@@ -84,7 +84,7 @@ class _HeldOut(Dataset):
         return {"prompt": example["prompt"], "tokens": example["tokens"], "seed": index}
 
 
-class _FixedNoise(Trainer):
+class FixedNoiseTrainer(Trainer):
     """Evaluates under the same noise every time, and leaves the noise of training as it was."""
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ class _FixedNoise(Trainer):
             return super().evaluation_loop(*args, **kwargs)
 
 
-class _MarkComplete(TrainerCallback):
+class MarkComplete(TrainerCallback):
     """Tells a checkpoint that was written to its end from one that a kill cut short."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -151,14 +151,14 @@ def build_trainer(
         held_out: Any = {name: _HeldOut(dataset) for name, dataset in evaluation.items()}
     else:
         held_out = None if evaluation is None else _HeldOut(evaluation)
-    trainer = _FixedNoise(
+    trainer = FixedNoiseTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=_Run(train, arguments.max_steps * per_step, arguments.seed, drop_captions),
         eval_dataset=held_out,
         compute_metrics=nll_by_level,
-        callbacks=[_MarkComplete(), *(callbacks or [])],
+        callbacks=[MarkComplete(), *(callbacks or [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.can_return_loss = True

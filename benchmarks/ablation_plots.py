@@ -1,0 +1,138 @@
+"""Draw the plots of ``docs/sjd2.md`` from the stored ablations: ``python benchmarks/ablation_plots.py``. A group that was not run has none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+Row = dict[str, Any]
+
+#: Okabe and Ito's colours, which colour-blind eyes tell apart; lines have markers of their own as well.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vPX"
+_OF_METHOD = {"jacobi": 0, "sjd": 1, "mc-sjd": 2, "gs-sjd": 3, "sjd++": 4, "sjd2": 6}
+_TOKENS = "tokens per forward"
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)], "capsize": 2, "linewidth": 1.5, "markersize": 5}
+
+
+def _line(axis: Any, rows: Iterable[Row], x: Callable[[Row], float], label: str, number: int) -> None:
+    """Means with their confidence intervals."""
+    rows = sorted(rows, key=x)
+    axis.errorbar(
+        [x(row) for row in rows], [row["tokens_per_forward"] for row in rows], [row["error"] for row in rows], label=label, **_style(number)
+    )
+
+
+def _band(axis: Any, row: Row, label: str) -> None:
+    """What the plot is to be held against."""
+    mean, error = row["tokens_per_forward"], row["error"]
+    axis.axhline(mean, color="0.4", linestyle="--", linewidth=1.2, label=label)
+    axis.axhspan(mean - error, mean + error, color="0.4", alpha=0.12, linewidth=0)
+
+
+def _finish(axes: Iterable[Any]) -> None:
+    for axis in axes:
+        axis.grid(color="0.9", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def methods(rows: list[Row]) -> Any:
+    """Tokens per forward against W, a panel per model."""
+    models = list(dict.fromkeys(row["at"]["model"] for row in rows))
+    names = [name for name in dict.fromkeys(row["at"]["method"] for row in rows) if name != "ar"]
+    figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models) + 1.4, 4), sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models, strict=True):
+        for name in names:
+            mine = [row for row in rows if row["at"]["model"] == model and row["at"]["method"] == name]
+            _line(axis, mine, lambda row: row["window"], name + (" (not exact)" if mine[0]["exact"] == "none" else ""), _OF_METHOD.get(name, 5))
+        axis.set(title=f"{'un' if model == 'base' else ''}tuned weights", xlabel="window W", xticks=sorted({row["window"] for row in rows} - {1}))
+    axes[0, 0].set_ylabel(_TOKENS)
+    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _finish(axes[0])
+    return figure
+
+
+def steps_window(rows: list[Row]) -> Any:
+    """K × W as a heat map."""
+    steps, windows = (sorted({row["at"][name] for row in rows}) for name in ("steps", "window"))
+    values = {(row["at"]["steps"], row["at"]["window"]): row["tokens_per_forward"] for row in rows}
+    table = [[values[step, window] for window in windows] for step in steps]
+    figure, axis = plt.subplots(figsize=(5.2, 4.2))
+    image = axis.imshow(table, cmap="cividis", aspect="auto", origin="lower")
+    middle = (min(values.values()) + max(values.values())) / 2
+    for i, line in enumerate(table):
+        for j, value in enumerate(line):
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black")
+    axis.set(xticks=range(len(windows)), xticklabels=windows, yticks=range(len(steps)), yticklabels=steps, xlabel="window W", ylabel="levels K")
+    figure.colorbar(image, label=_TOKENS)
+    return figure
+
+
+def branches(rows: list[Row]) -> Any:
+    """Against the number of branches, and against what they cost."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True)
+    without = next(row for row in rows if row["at"]["branches"] == 0)
+    for number, length in enumerate(sorted({row["at"]["length"] for row in rows})):
+        mine = [without, *(row for row in rows if row["at"]["length"] == length and row is not without)]
+        _line(axes[0], mine, lambda row: row["at"]["branches"], f"length {length}", number)
+        _line(axes[1], mine, lambda row: row["inputs"], f"length {length}", number)
+    for axis in axes:
+        _band(axis, without, "no branches")
+    axes[0].set(xlabel="branches N", ylabel=_TOKENS, xticks=sorted({row["at"]["branches"] for row in rows}))
+    axes[1].set(xlabel="inputs per forward (window, branches, timestep tokens)")
+    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _finish(axes)
+    return figure
+
+
+def guidance(rows: list[Row]) -> Any:
+    """Against the guidance scale, by method."""
+    figure, axis = plt.subplots(figsize=(5.2, 4))
+    for name in dict.fromkeys(row["at"]["method"] for row in rows):
+        _line(axis, [row for row in rows if row["at"]["method"] == name], lambda row: row["guidance_scale"], name, _OF_METHOD.get(name, 5))
+    axis.set(xlabel="guidance scale", ylabel=_TOKENS, xticks=sorted({row["guidance_scale"] for row in rows}))
+    axis.legend(frameon=False)
+    _finish([axis])
+    return figure
+
+
+PLOTS: dict[str, Callable[[list[Row]], Any]] = {"methods": methods, "steps_window": steps_window, "branches": branches, "guidance": guidance}
+
+
+def draw(results: dict, folder: Path) -> list[Path]:
+    """Write a PNG for every plot whose group is there."""
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, plot in PLOTS.items():
+        if name in results["groups"]:
+            figure = plot(results["groups"][name]["rows"])
+            written.append(folder / f"ablations_{name}.png")
+            figure.savefig(written[-1], dpi=110, bbox_inches="tight")
+            plt.close(figure)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "ablations.json", help="default: the stored ones")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="where plots are written (default: docs/images)")
+    options = parser.parse_args()
+    for path in draw(json.loads(options.results.read_text()), options.images):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Tuning on the model's own drafts: a window full of stale tokens is to predict what the finished image predicts.
+
+Where decoding loses its time is the window behind a rejected draft: every prediction in it was made from a token that proved wrong. The
+windows of the model's own decoding are recorded (``trajectories.py``), and the model learns to predict from them, slot by slot, the
+distribution that the model *before tuning* has when it sees the finished tokens instead. The same frozen model is the anchor that keeps the
+law of plain AR sampling where it was. Consistency models do this for text (2403.00835, with the final token as the target; here it is a
+distribution, since the loop samples, and what counts is how much of it two predictions share).
+
+No images are needed: prompts are enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from sjd2_kernels import LogitsProcessing
+from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
+
+from ..adapters import Adapter
+from ..denoising import EmbeddingStatistics
+from .columns import lay_out
+from .lora import without_lora
+from .model import NextCleanTokenModel
+from .plan import NoisePlan, TuningNoise
+from .trajectories import Trajectory
+
+__all__ = ["DraftCollator", "DraftDistillation", "DraftSettings"]
+
+
+@dataclass(frozen=True)
+class DraftSettings:
+    """What the loss weighs, and which drafts are recorded.
+
+    Attributes:
+        clean: share of a window's slots that are clean in any case; behind a random number from there to all of them they are noisy.
+        anchor: weight of the drift of the guided distribution that plain AR sampling draws from.
+        branch_anchor: weight of the drift of the conditional and unconditional distributions by themselves, without processing.
+        reach: slots behind a rejection over which their weight falls by e.
+        guidance: lowest and highest scale that images are decoded with; default: from 1 to twice the model's own.
+        pool: images whose drafts are kept, the newest.
+        first: images recorded before the first step.
+        renewed, every: so many new images after every so many steps.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    clean: float = 0.5
+    anchor: float = 6.0
+    branch_anchor: float = 1.0
+    reach: float = 8.0
+    guidance: tuple[float, float] | None = None
+    pool: int = 1024
+    first: int = 256
+    renewed: int = 64
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "first", "renewed", "every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if not 0 <= self.clean <= 1:
+            raise ValueError(f"clean: expected a share in [0, 1], got {self.clean!r}")
+        for name in ("anchor", "branch_anchor"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.reach) and self.reach > 0):
+            raise ValueError(f"reach: expected a number > 0, got {self.reach!r}")
+        if self.guidance is not None and not (len(self.guidance) == 2 and 0 < self.guidance[0] <= self.guidance[1]):
+            raise ValueError(f"guidance: expected 0 < lowest <= highest, got {self.guidance!r}")
+
+
+class DraftCollator:
+    """Trajectories to batches for :class:`DraftDistillation`; windows are drawn from PyTorch's global CPU generator.
+
+    Args:
+        adapter: of the model.
+        noise: how many windows of how many slots, and how their levels rise.
+        settings: see :class:`DraftSettings`.
+    """
+
+    def __init__(self, adapter: Adapter, noise: TuningNoise, settings: DraftSettings):
+        self.adapter, self.noise, self.settings = adapter, noise, settings
+
+    def _window(self, trajectory: Trajectory, slots: int) -> tuple[int, int, torch.Tensor]:
+        """First token, first token behind the rejection, and drafts of a random window of which all slots lie in the image."""
+        committed = trajectory.committed.tolist()
+        usable = [i for i in range(len(trajectory.drafts)) if committed[i] + slots < len(trajectory.tokens)]
+        if not usable:  # an image of a few forwards: its true tokens, which nothing is wrong with
+            return 0, 0, trajectory.tokens[:slots].long()
+        i = usable[int(torch.randint(len(usable), ()))]
+        return committed[i], committed[i + 1], trajectory.drafts[i, :slots].long()
+
+    def _levels(self, slots: int) -> torch.Tensor:
+        noise = self.noise
+        clean = torch.randint(math.ceil(self.settings.clean * slots), slots + 1, (noise.windows, 1))
+        low, high = noise.segment
+        ends = torch.randint(low, high + 1, (noise.windows, noise.levels.steps)).cumsum(1)
+        behind = (torch.arange(slots) - clean).clamp(min=0).contiguous()
+        rising = torch.searchsorted(ends, behind, right=True) + 1
+        return rising.clamp(max=noise.levels.steps).masked_fill(torch.arange(slots) < clean, 0)
+
+    def __call__(self, examples: Sequence[Trajectory]) -> dict[str, Any]:
+        """One batch, by the names of the arguments of ``DraftDistillation.forward``."""
+        prompts = [torch.tensor(ids) for ids in self.adapter.prompt_ids([*(example.prompt for example in examples), *[""] * len(examples)])]
+        slots = min(self.noise.window, examples[0].drafts.shape[1], len(examples[0].tokens) - 1)
+        windows = [[self._window(example, slots) for _ in range(self.noise.windows)] for example in examples]
+        return {
+            "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
+            "prompt_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
+            "tokens": torch.stack([example.tokens.long() for example in examples]),
+            "guidance_scale": torch.tensor([example.guidance_scale for example in examples]),
+            "start": torch.tensor([[first for first, _, _ in row] for row in windows]),
+            "resumed": torch.tensor([[behind for _, behind, _ in row] for row in windows]),
+            "drafts": torch.stack([torch.stack([drafts for _, _, drafts in row]) for row in windows]),
+            "levels": torch.stack([self._levels(slots) for _ in examples]),
+        }
+
+
+def _mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (values * weight).sum() / weight.sum().clamp(min=1e-9)
+
+
+class DraftDistillation(NextCleanTokenModel):
+    """The loss; see the module.
+
+    Args:
+        adapter: of the model that is tuned.
+        noise: of decoding.
+        teacher: of the same model before tuning, frozen; ``None`` if the model has LoRA, without which it is its own teacher.
+        settings: see :class:`DraftSettings`.
+    """
+
+    def __init__(self, adapter: Adapter, noise: TuningNoise, teacher: Adapter | None = None, settings: DraftSettings | None = None):
+        super().__init__(adapter, noise)
+        self.settings = settings or DraftSettings()
+        frozen = NextCleanTokenModel(teacher or adapter, TuningNoise(timesteps=False))
+        self._teacher = [frozen]  # a list: nn.Module would take it for a part of itself
+        self._own_teacher = teacher is None
+
+    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics) -> torch.Tensor:
+        # Conditional and unconditional rows share their noise, as in decoding.
+        half = len(embeddings) // 2
+        return super()._noisy(embeddings[:half], levels[:half], statistics).repeat(2, 1, 1)
+
+    def _image_logits(self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits ``[2B, N, V]`` of the model before tuning."""
+        rows = len(prompt_ids)
+        clean = tokens.new_zeros(rows, tokens.shape[1] - 1)
+        nothing = NoisePlan(clean, clean[:, :0], clean[:, :0, None])
+        with torch.no_grad(), without_lora(self.model) if self._own_teacher else nullcontext():
+            return self._teacher[0].logits(prompt_ids, tokens.repeat(2, 1), lay_out(prompt_mask, nothing, 0))
+
+    def window_logits(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        tokens: torch.Tensor,
+        start: torch.Tensor,
+        drafts: torch.Tensor,
+        levels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[2B, N, V]`` of finished images, and ``[2B, M, S, V]`` of windows of drafts beside them; see :meth:`forward`."""
+        count, slots = tokens.shape[1], levels.shape[1:]
+        clean = tokens.new_zeros(len(prompt_ids), count - 1)
+        plan = NoisePlan(clean, start.repeat(2, 1), levels.repeat(2, 1, 1))
+        columns = lay_out(prompt_mask, plan, self.noise.levels.steps if self.noise.timesteps else 0)
+        # A window's columns show its drafts, which stand behind the image's own tokens.
+        first = prompt_ids.shape[1] + count - 1
+        shown = columns.token.clone()
+        shown[:, first : first + slots.numel()] = count + torch.arange(slots.numel(), device=shown.device)
+        logits = self.logits(prompt_ids, torch.cat([tokens, drafts.flatten(1)], 1).repeat(2, 1), columns._replace(token=shown))
+        return logits[:, :count], logits[:, count:].unflatten(1, slots)
+
+    def forward(  # type: ignore[override]
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        tokens: torch.Tensor,
+        guidance_scale: torch.Tensor,
+        start: torch.Tensor,
+        resumed: torch.Tensor,
+        drafts: torch.Tensor,
+        levels: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Loss and what it is made of.
+
+        Args:
+            prompt_ids, prompt_mask: int64 ``[2B, P]``, padded on the left; conditional rows, then unconditional ones.
+            tokens: int64 ``[B, N]``, finished images.
+            guidance_scale: ``[B]``.
+            start: int64 ``[B, M]``, tokens that are final before each window.
+            resumed: int64 ``[B, M]``, tokens that are final after it: its slots from there on were drafted beside a token that was then rejected.
+            drafts: int64 ``[B, M, S]``, what its slots hold.
+            levels: int64 ``[B, M, S]``, their noise levels.
+
+        Returns:
+            ``loss``; ``overlap [B]``: Σ min(p, q) of stale and true predictions behind a rejection, which is the chance to keep a draft;
+            ``drift [B]``: KL divergence of the distribution of AR sampling from that before tuning, in nats per token.
+        """
+        settings = self.settings
+        true = self._image_logits(prompt_ids, prompt_mask, tokens).float()
+        p = self._target(true, guidance_scale)
+        image, slots = (logits.float() for logits in self.window_logits(prompt_ids, prompt_mask, tokens, start, drafts, levels))
+        guided, stale = self._guided(image, guidance_scale), self._guided(slots, guidance_scale)
+
+        place = start[..., None] + 1 + torch.arange(drafts.shape[-1], device=start.device)  # of the token that each slot predicts
+        behind = place - resumed[..., None]
+        weight = (behind >= 0) * torch.exp(-behind.clamp(min=0) / settings.reach)
+        wanted = p[torch.arange(len(p), device=p.device)[:, None, None], place]
+        log_q = stale.log_softmax(-1)
+        overlap = torch.minimum(wanted, log_q.exp()).sum(-1)
+        # Cross-entropy teaches where the mass is, the overlap what decoding is paid for; the factor makes their gradients alike in size.
+        prediction = 0.5 * _mean(-(wanted * log_q).sum(-1), weight) + 2 * (1 - _mean(overlap, weight))
+
+        drift = F.kl_div(guided.log_softmax(-1), p, reduction="none").sum(-1)
+        branches = F.kl_div(image.log_softmax(-1), true.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        return {
+            "loss": prediction + settings.anchor * drift.mean() + settings.branch_anchor * branches.mean(),
+            "overlap": (overlap.detach() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-9),
+            "drift": drift.detach().mean(1),
+        }
+
+    def _guided(self, logits: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:
+        cond, uncond = logits.chunk(2)
+        scale = guidance_scale.view(-1, *[1] * (logits.ndim - 1))
+        return (uncond + scale * (cond - uncond)) / self.adapter.defaults.temperature
+
+    def _target(self, logits: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:
+        """What AR sampling draws from, ``[B, N, V]``."""
+        cond, uncond = logits.chunk(2)
+        defaults = self.adapter.defaults
+        processing = LogitsProcessing.create(
+            len(cond),
+            guidance_scale=guidance_scale.tolist(),
+            temperature=defaults.temperature,
+            top_k=defaults.top_k,
+            top_p=defaults.top_p,
+            device=logits.device,
+        )
+        z = scaled_logits(cond, uncond, processing)
+        return log_probabilities(z, row_statistics(z, processing)).exp()

@@ -1,0 +1,75 @@
+"""What decoding is faced with: the drafts that a model's own windows held, and the tokens that came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sjd2_kernels import LogitsProcessing
+
+from ..adapters import Adapter
+from ..decoding import Preset, Progress, decode
+
+__all__ = ["Trajectory", "record"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One image's decoding, iteration by iteration.
+
+    Attributes:
+        prompt: its caption.
+        guidance_scale: that it was decoded with.
+        tokens: int16 or int32 ``[N]``, the finished image.
+        committed: int32 ``[I + 1]``, tokens that were final before each iteration, and N.
+        drafts: like ``tokens``, ``[I, W]``, of the window behind them.
+    """
+
+    prompt: str
+    guidance_scale: float
+    tokens: torch.Tensor
+    committed: torch.Tensor
+    drafts: torch.Tensor
+
+
+def record(
+    adapter: Adapter, prompts: Sequence[str], preset: Preset, guidance_scales: Sequence[float], seeds: torch.Tensor, **processing: Any
+) -> list[Trajectory]:
+    """Decode ``prompts`` by ``preset`` with a guidance scale and a seed each, and write down every window but the first.
+
+    Args:
+        adapter: of the model as it is now.
+        processing: of ``LogitsProcessing.create``.
+    """
+    committed, drafts = [], []
+
+    def note(progress: Progress) -> None:
+        committed.append(progress.committed.cpu().clone())
+        drafts.append(progress.drafts.cpu().clone())
+
+    count = len(prompts)
+    result = decode(
+        adapter,
+        adapter.prompt(prompts, [""] * count),
+        adapter.layout(count),
+        LogitsProcessing.create(count, guidance_scale=list(guidance_scales), device=adapter.device, **processing),
+        preset,
+        seeds.to(adapter.device),
+        callback=note,
+    )
+    tokens = result.tokens.cpu()
+    small = torch.int16 if int(adapter.vocab_size) < 2**15 else torch.int32
+    places, windows = torch.stack(committed, 1), torch.stack(drafts, 1)
+    return [
+        Trajectory(
+            prompt=prompts[i],
+            guidance_scale=float(guidance_scales[i]),
+            tokens=tokens[i].to(small),
+            committed=places[i, : row.forwards].int(),
+            drafts=windows[i, : row.forwards - 1].to(small).clone(),
+        )
+        for i, row in enumerate(result.rows)
+    ]
