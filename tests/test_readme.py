@@ -37,7 +37,17 @@ def test_tables_agree_with_the_stored_results(root):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/model_card.md", "docs/exactness.md", "docs/kernels.md", "docs/kv_cache.md", "docs/sjd2.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/model_card.md",
+        "docs/exactness.md",
+        "docs/kernels.md",
+        "docs/kv_cache.md",
+        "docs/sjd2.md",
+        "docs/tuning.md",
+    ],
 )
 def test_links_and_named_files_exist(root, page):
     text = (root / page).read_text()
