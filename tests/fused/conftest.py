@@ -43,11 +43,13 @@ class _Recorded:
 @pytest.fixture
 def launches(monkeypatch) -> list[tuple[str, tuple, dict]]:
     """(kernel, grid, arguments) of every launch from here on."""
-    from sjd2_kernels.fused import launch
+    from sjd2_kernels.fused import denoise, launch
 
     seen: list[tuple[str, tuple, dict]] = []
-    for name in ("row_statistics_kernel", "split_sweep_kernel", "split_merge_kernel", "draw_kernel"):
-        monkeypatch.setattr(launch, name, _Recorded(getattr(launch, name), seen))
+    kernels = {launch: ("row_statistics_kernel", "split_sweep_kernel", "split_merge_kernel", "draw_kernel"), denoise: ("denoise_kernel",)}
+    for module, names in kernels.items():
+        for name in names:
+            monkeypatch.setattr(module, name, _Recorded(getattr(module, name), seen))
     return seen
 
 
