@@ -16,11 +16,9 @@ WINDOWS = (16, 32, 64, 96)
 WINDOW = 64
 #: Clean slots where most of the window is to be noise: so many can be committed by one forward, and the others are denoised.
 BORN = 8
-CLEAN = (1, 8, 16, 24, 32, 48)
-PER_LEVEL = (1, 2, 3, 4, 6)
-STEPS = (2, 4, 6, 8, 12, 25)
-BRANCHES = (0, 4, 8, 16, 24)
-LENGTHS = (1, 2, 3, 4)
+CLEAN = (1, 8, 16, 32, 48)
+PER_LEVEL = (1, 3, 6)
+STEPS = (2, 6, 12, 25)
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 RULES = {Rule.FRESH: "fresh draws", Rule.COUPLED: "coupled (MRS)", Rule.GUMBEL_TAIL: "Gumbel tail", Rule.GUMBEL: "frozen noise"}
 
@@ -35,12 +33,12 @@ class Cell:
 
     @property
     def inputs(self) -> int:
-        """Inputs of a forward for one image (guidance doubles them): the newest committed token and the drafts, branches, timestep tokens."""
+        """Inputs of a forward for one image (guidance doubles them): the newest committed token, the drafts, the timestep tokens."""
         preset, denoising = self.preset, self.preset.denoising
         if denoising is None:
             return preset.window
         steps = denoising.levels.steps if denoising.timesteps else 0
-        return preset.window + denoising.branches_in(preset.window) * denoising.branch_length + steps
+        return preset.window + steps
 
     @property
     def exact(self) -> str:
@@ -85,6 +83,7 @@ class Plan:
     Args:
         width: D of the model's embeddings, which the schedule ``signal`` depends on.
         with_base: there is an untuned model to run the methods on.
+        tuned: what the model was tuned with, which replaces levels, timestep tokens and normalisation of the preset.
 
     Example:
         >>> plan = Plan(width=256, with_base=False)
@@ -92,10 +91,13 @@ class Plan:
         {'method': 'mc-sjd', 'guidance_scale': 1.0}
     """
 
-    def __init__(self, width: int, with_base: bool):
+    def __init__(self, width: int, with_base: bool, tuned: Denoising | None = None):
         self._width, self._models = width, ["tuned", "base"] if with_base else ["tuned"]
-        self._sjd2 = replace(PRESETS["sjd2"], window=WINDOW)
-        self._denoising = self._sjd2.denoising or Denoising()
+        self._denoising = PRESETS["sjd2"].denoising or Denoising()
+        if tuned is not None:
+            self._denoising = replace(self._denoising, levels=tuned.levels, timesteps=tuned.timesteps, normalise=tuned.normalise)
+        self._denoising = replace(self._denoising, clean=self._denoising.clean_slots(WINDOW))
+        self._sjd2 = replace(PRESETS["sjd2"], window=WINDOW, denoising=self._denoising)
         self.groups = {
             "methods": self._methods(),
             "quality": self._quality(),
@@ -103,7 +105,6 @@ class Plan:
             "switches": self._switches(),
             "guidance": self._guidance(),
             "schedule": self._schedule(),
-            "branches": self._branches(),
             "clean_per_level": self._clean_per_level(),
             "clean_steps": self._clean_steps(),
             "steps_window": self._steps_window(),
@@ -119,7 +120,11 @@ class Plan:
             places.append(Place({"model": model, "method": "ar", "window": 1}, Cell(model, PRESETS["ar"])))
             for name in PRESETS:
                 for window in () if name == "ar" else WINDOWS:
-                    places.append(Place({"model": model, "method": name, "window": window}, Cell(model, replace(PRESETS[name], window=window))))
+                    preset = replace(PRESETS[name], window=window)
+                    if preset.denoising is not None:  # at every window the same share of it is clean
+                        share = {"clean": preset.denoising.clean, "nearest": preset.denoising.nearest}
+                        preset = replace(preset, denoising=replace(self._denoising, **share))
+                    places.append(Place({"model": model, "method": name, "window": window}, Cell(model, preset)))
         return places
 
     def _quality(self) -> list[Place]:
@@ -169,13 +174,6 @@ class Plan:
             Place({"clean": clean, "schedule": name}, Cell("tuned", self._with(clean=clean, levels=levels)))
             for clean in (self._denoising.clean, BORN)
             for name, levels in schedules.items()
-        ]
-
-    def _branches(self) -> list[Place]:
-        return [
-            Place({"branches": branches, "length": length}, Cell("tuned", self._with(branches=branches, branch_length=length)))
-            for branches in BRANCHES
-            for length in (LENGTHS if branches else LENGTHS[:1])
         ]
 
     def _clean_per_level(self) -> list[Place]:

@@ -32,7 +32,7 @@ def _row(place: Place, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
     }
     if denoising is not None:
-        names = ("clean", "per_level", "branches", "branch_length", "normalise", "timesteps", "nearest")
+        names = ("clean", "per_level", "normalise", "timesteps", "nearest")
         row["denoising"] = {"steps": denoising.levels.steps, **{name: getattr(denoising, name) for name in names}}
     return row
 

@@ -81,23 +81,6 @@ def steps_window(rows: list[Row]) -> Any:
     return figure
 
 
-def branches(rows: list[Row]) -> Any:
-    """Against the number of branches, and against what they cost."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True)
-    without = next(row for row in rows if row["at"]["branches"] == 0)
-    for number, length in enumerate(sorted({row["at"]["length"] for row in rows})):
-        mine = [without, *(row for row in rows if row["at"]["length"] == length and row is not without)]
-        _line(axes[0], mine, lambda row: row["at"]["branches"], f"length {length}", number)
-        _line(axes[1], mine, lambda row: row["inputs"], f"length {length}", number)
-    for axis in axes:
-        _band(axis, without, "no branches")
-    axes[0].set(xlabel="branches N", ylabel=_TOKENS, xticks=sorted({row["at"]["branches"] for row in rows}))
-    axes[1].set(xlabel="inputs per forward (window, branches, timestep tokens)")
-    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _finish(axes)
-    return figure
-
-
 def guidance(rows: list[Row]) -> Any:
     """Against the guidance scale, by method."""
     figure, axis = plt.subplots(figsize=(5.2, 4))
@@ -109,7 +92,7 @@ def guidance(rows: list[Row]) -> Any:
     return figure
 
 
-PLOTS: dict[str, Callable[[list[Row]], Any]] = {"methods": methods, "steps_window": steps_window, "branches": branches, "guidance": guidance}
+PLOTS: dict[str, Callable[[list[Row]], Any]] = {"methods": methods, "steps_window": steps_window, "guidance": guidance}
 
 
 def draw(results: dict, folder: Path) -> list[Path]:

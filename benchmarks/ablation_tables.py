@@ -10,7 +10,6 @@ Table = Callable[[dict], str]
 
 _NAMES = {
     "model": "weights",
-    "branches": "branches N",
     "clean": "clean slots",
     "length": "length L",
     "normalise": "normalised",
@@ -50,10 +49,6 @@ def _tokens(row: Row) -> str:
     text = f"{row['tokens_per_forward']:.2f} ± {row['error']:.2f}"
     found = row.get("to_mc_sjd")
     return f"**{text}**" if found and found["delta"] > found["interval"] else text
-
-
-def _tokens_and_inputs(row: Row) -> str:
-    return f"{_tokens(row)} ({row['inputs']})"
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
@@ -192,7 +187,6 @@ _TABLES: dict[str, tuple[str, Table]] = {
     "switches": ("switches", _grid_of("switches", "verification")),
     "guidance": ("guidance", _grid_of("guidance", "guidance_scale", picture="Tokens per forward against the guidance scale")),
     "schedule": ("schedule", _grid_of("schedule", "schedule")),
-    "branches": ("branches", _grid_of("branches", "length", _tokens_and_inputs, picture="Tokens per forward against the number of branches")),
     "clean_per_level": ("clean_per_level", _grid_of("clean_per_level", "per_level")),
     "clean_steps": ("clean_steps", _grid_of("clean_steps", "steps")),
     "steps_window": ("steps_window", _grid_of("steps_window", "window", picture="Tokens per forward by number of levels and window")),

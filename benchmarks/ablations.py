@@ -103,7 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folders = {"tuned": options.tuned} | ({"base": options.base} if options.base else {})
     runs = Runs(folders, held_out_prompts(options.images), options.work, device=options.device, batch_size=options.batch_size)
-    plan = Plan(width=runs.pipelines["tuned"].adapter.image_embeddings().shape[1], with_base=options.base is not None)
+    adapter = runs.pipelines["tuned"].adapter
+    plan = Plan(adapter.image_embeddings().shape[1], options.base is not None, adapter.denoising)
     groups = earlier_groups(options.output, runs) if options.output else {}
     for name in options.only:
         run(plan, runs, name)

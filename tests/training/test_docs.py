@@ -20,7 +20,8 @@ def test_commands_and_python_run_as_printed(request, tmp_path, monkeypatch, caps
     text = (Path(request.config.rootpath) / "docs" / "tuning.md").read_text()
     monkeypatch.chdir(tmp_path)
     first = commands(text.split("## Try it")[1].split("\n## ")[0])
-    assert [command[0] for command in first] == ["generate", "finetune", "generate"]
+    assert [command[0] for command in first] == ["generate", "finetune", "generate", "finetune"]
+    (tmp_path / "prompts.txt").write_text("a red coat on a yellow background\na bag\n")
     for command in first:
         assert sjd2(command) == 0
     assert "warning" not in capsys.readouterr().err

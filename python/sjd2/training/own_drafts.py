@@ -23,11 +23,8 @@ __all__ = ["DraftPool", "build_draft_trainer"]
 #: Indices that a pool is asked for; it maps them to what it holds at the time.
 _INDICES = 1 << 40
 
+#: Images decoded together, at most.
 _BATCH = 16
-
-
-def _batches(images: int) -> int:
-    return -(-images // _BATCH)
 
 
 class DraftPool(Dataset):
@@ -58,13 +55,13 @@ class DraftPool(Dataset):
         self.recorded = 0
 
     def renew(self, count: int) -> float:
-        """Record at least ``count`` images with the model as it is; the oldest make room. Returns their tokens per forward."""
+        """Record ``count`` images with the model as it is; the oldest make room. Returns their tokens per forward."""
         defaults = self.adapter.defaults
         sampling = {"temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p}
         tokens = forwards = 0
-        for _ in range(_batches(count)):
+        for first in range(0, count, _BATCH):
             own = random.Random(f"{self.seed}: {self.recorded}")
-            prompts = own.choices(self.prompts, k=_BATCH)
+            prompts = own.choices(self.prompts, k=min(_BATCH, count - first))
             scales = [own.uniform(*self.guidance) for _ in prompts]
             seeds = torch.tensor([own.getrandbits(62) for _ in prompts])
             new = record(self.adapter, prompts, self.preset, scales, seeds, **sampling)
@@ -97,7 +94,7 @@ class _Renewal(TrainerCallback):
         """With the weights as they are: those of a checkpoint when training goes on, and then other prompts than those of the beginning."""
         settings = self.pool.settings
         if state.global_step:
-            self.pool.recorded = _batches(settings.first) * _BATCH + state.global_step // settings.every * _batches(settings.renewed) * _BATCH
+            self.pool.recorded = settings.first + state.global_step // settings.every * settings.renewed
         self._renew(kwargs["model"], state, self.pool.settings.first)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
