@@ -153,10 +153,12 @@ def test_a_run_killed_while_it_was_written_is_written(place, monkeypatch, capsys
 def test_a_finished_folder_is_left_alone(place, capsys):
     assert command() == 0
     written = (place / "tuned" / "model.safetensors").stat().st_mtime_ns
+    (place / "tuned.tuning" / "checkpoint-6").mkdir(parents=True)  # killed before it was removed
     capsys.readouterr()
     assert command() == 0
     assert capsys.readouterr().out == "tuned is finished\n"
     assert (place / "tuned" / "model.safetensors").stat().st_mtime_ns == written
+    assert not (place / "tuned.tuning").exists()
 
 
 def test_another_command_on_a_started_folder_is_an_error_that_names_what_differs(place, monkeypatch, capsys):
