@@ -228,9 +228,9 @@ class TextToImagePipeline:
         if tuned is None:
             if not self._warned_untuned:
                 self._warned_untuned = True
-                promise = "the pictures are exact all the same" if preset.exact != "none" else "the pictures may suffer"
+                promise = "the pictures are exact all the same, but" if preset.exact != "none" else "the pictures may suffer, and"
                 warnings.warn(
-                    f"method: {preset.name} feeds noise, and this model was not tuned for it: {promise}, but it takes more forwards than it could; "
+                    f"method: {preset.name} feeds noise, and this model was not tuned for it: {promise} it takes more forwards than it could; "
                     "tune the model with `sjd2 finetune`, or use mc-sjd",
                     stacklevel=3,
                 )

@@ -72,6 +72,16 @@ def test_an_image_of_another_shape_is_cropped_to_its_centre_and_resized(adapter)
     assert torch.equal(adapter.encode([large.convert("RGBA")]), adapter.encode([large.resize((side, side), Image.Resampling.LANCZOS)]))
 
 
+def test_a_photo_taken_sideways_is_turned(adapter, tmp_path):
+    folder = write_images(tmp_path / "pictures", count=1)
+    upright = read_examples(folder, adapter)[0]["tokens"]
+    picture = Image.open(folder / "0.png").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90° clockwise
+    picture.save(folder / "0.png", exif=exif)
+    assert torch.equal(read_examples(folder, adapter)[0]["tokens"], upright)
+
+
 def test_kept_tokens_serve_until_an_image_changes(adapter, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "pictures")
     keep = tmp_path / "kept" / "tokens.npz"

@@ -110,6 +110,8 @@ def test_the_seed_decides(folder, tmp_path):
 
 
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own(adapter, tmp_path):
+    trainer = trainer_of(adapter, tmp_path, 0, count=10, num_train_epochs=1, drop_captions=0.0)
+    assert trainer.args.max_steps == 3  # the last of four examples begins the next epoch
     trainer = trainer_of(adapter, tmp_path, 0, count=10, num_train_epochs=2, drop_captions=0.0)
     assert trainer.args.max_steps == 5
     seen = [trainer.train_dataset[index] for index in range(20)]

@@ -66,6 +66,12 @@ def test_an_untuned_model_warns_once_and_decodes(folder):
     assert first.tolist() == second.tolist()
 
 
+def test_the_warning_promises_nothing_that_the_method_does_not(folder):
+    pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu")
+    with pytest.warns(UserWarning, match=r"sjd2-relaxed feeds noise, .*: the pictures may suffer, and it takes more forwards"):
+        pipeline("a bag", method="sjd2-relaxed")
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -17,7 +17,7 @@ from sjd2_kernels.kv_cache.native import describe, obstacle
 
 __all__ = ["add_parser", "collect"]
 
-_PACKAGES = ("sjd2-kernels", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+_PACKAGES = ("sjd2-kernels", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "accelerate", "peft")
 
 
 def add_parser(commands: Any) -> None:

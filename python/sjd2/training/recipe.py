@@ -170,6 +170,7 @@ def finetune(
     sources = {"data": described(data), "eval_data": described(eval_data), "model": described(model)}
     command = json.loads(json.dumps({**sources, **asdict(settings)}))  # as it is read back
     if is_finished(output, command):
+        shutil.rmtree(work, ignore_errors=True)  # a kill may have come between the two
         report(f"{output} is finished")
         return output
     check_writable(work / _COMMAND, "output")
