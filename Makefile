@@ -49,7 +49,7 @@ test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
-	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/embedded/test_cli.py
+	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/training tests/embedded/test_cli.py
 
 # The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer.
 test-native: setup
