@@ -37,8 +37,7 @@ class Cell:
         preset, denoising = self.preset, self.preset.denoising
         if denoising is None:
             return preset.window
-        steps = denoising.levels.steps if denoising.timesteps else 0
-        return preset.window + steps
+        return preset.window + denoising.timestep_tokens(preset.window)
 
     @property
     def exact(self) -> str:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sjd2.decoding import PRESETS, TokenLayout, decode
+from sjd2.decoding import PRESETS, TokenLayout, decode, loop
 from sjd2.denoising import Denoising, NoiseLevels
-from sjd2_kernels import LogitsProcessing, Rule
-from support.law import Cell, agreement
+from sjd2_kernels import LogitsProcessing, Rule, verify
+from support.law import FALSE_ALARM, Cell, agreement
 from support.tables import TableModel
 
 LEVELS = NoiseLevels.karras(2)
@@ -88,3 +88,15 @@ def frozen_tokens(method, guided: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_with_frozen_noise_the_tokens_are_those_of_ar(window, guided):
     assert torch.equal(frozen_tokens(preset(window, Rule.GUMBEL), guided), frozen_tokens(PRESETS["ar"], guided))
+
+
+def test_noisy_slots_that_count_as_clean_are_rejected(monkeypatch):
+    """If they were committed behind, the tokens would come from predictions that saw noise."""
+
+    def verify_instead(*arguments, **named):
+        return verify(*arguments, **{**named, "clean": torch.ones_like(named["clean"])})
+
+    monkeypatch.setattr(loop, "verify", verify_instead)
+    found = agreement(Cell(rows=40_000, seed=11), preset("clean front"))
+    assert found.p_value < FALSE_ALARM / 1000
+    assert not found.holds

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sjd2.decoding import INITIALISATIONS, PRESETS, resolve_preset
-from support.law import Cell, agreement
+from support.law import Cell, agreement, with_noise
 
 pytestmark = pytest.mark.full
 
@@ -33,12 +33,12 @@ LOSSLESS = [name for name, preset in PRESETS.items() if preset.exact == "law"]
 @pytest.mark.parametrize("window", [2, 4, 8])
 @pytest.mark.parametrize("cell", CELLS)
 def test_law(method, window, cell):
-    found = agreement(CELLS[cell], resolve_preset(method, window=window))
+    found = agreement(CELLS[cell], with_noise(resolve_preset(method, window=window)))
     assert found.holds, found
 
 
 @pytest.mark.parametrize(("method", "initialisation"), list(itertools.product(LOSSLESS, INITIALISATIONS)))
 @pytest.mark.parametrize("cell", ["ends", "long", "wide"])
 def test_law_of_every_initialisation(method, initialisation, cell):
-    found = agreement(CELLS[cell], resolve_preset(method, window=3, initialisation=initialisation))
+    found = agreement(CELLS[cell], with_noise(resolve_preset(method, window=3, initialisation=initialisation)))
     assert found.holds, found

@@ -7,7 +7,7 @@ import torch
 
 from sjd2.decoding import PRESETS, TokenLayout, decode, resolve_preset
 from sjd2_kernels import LogitsProcessing
-from support.law import DEVICE
+from support.law import DEVICE, with_noise
 from support.tables import TableModel
 
 ROWS, COUNT = 1000, 6
@@ -33,7 +33,7 @@ def _decode(method: str, rows: torch.Tensor) -> torch.Tensor:
             top_p=(0.5 + settings[3] / 2).tolist(),
             device=DEVICE,
         ),
-        resolve_preset(method, window=1 if method == "ar" else 3),
+        with_noise(resolve_preset(method, window=1 if method == "ar" else 3)),
         (rows * 12345).to(DEVICE),
     ).tokens.cpu()
 

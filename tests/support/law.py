@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,13 @@ def sampling_floor(expected: np.ndarray, total: float) -> float:
     """
     mean = 0.5 * np.sqrt(expected * (1 - expected) / total).sum()
     return float(mean + np.sqrt(np.log(1 / FALSE_ALARM) / (2 * total)))
+
+
+def with_noise(preset: Preset) -> Preset:
+    """The preset as it is, but if it denoises with one clean slot: the default leaves none of a small window's inputs noisy."""
+    if preset.denoising is None:
+        return preset
+    return replace(preset, denoising=replace(preset.denoising, clean=1, per_level=1))
 
 
 def agreement(cell: Cell, preset: Preset) -> Agreement:

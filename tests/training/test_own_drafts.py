@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from sjd2 import TextToImagePipeline
 from sjd2.cli import main as sjd2
-from sjd2.decoding import resolve_preset
+from sjd2.decoding import TokenLayout, resolve_preset
 from sjd2.denoising import NoiseLevels
 from sjd2.training import (
     DraftCollator,
@@ -84,6 +84,7 @@ def test_batches_hold_windows_of_their_trajectories(adapter, trajectories):
     assert (levels[..., :2] == 0).all()
     assert (levels.diff(dim=-1) >= 0).all()
     assert levels.max() == 2
+    assert batch["free"].all()
 
 
 def test_true_tokens_in_place_of_drafts_predict_what_the_image_predicts(adapter, trajectories):
@@ -91,7 +92,7 @@ def test_true_tokens_in_place_of_drafts_predict_what_the_image_predicts(adapter,
     place = batch["start"][..., None] + torch.arange(5)
     batch["drafts"] = batch["tokens"][torch.arange(len(trajectories))[:, None, None], place]
     batch["levels"] = torch.zeros_like(batch["levels"])
-    adapter.defaults = replace(adapter.defaults, top_k=0)  # the teacher's distributions would be cut, the student's are not
+    adapter.defaults = replace(adapter.defaults, top_k=0)  # what is learnt would be cut, the prediction is not
     model = DraftDistillation(adapter, NOISE, adapter, SETTINGS)
     image, slots = model.window_logits(*(batch[name] for name in ("prompt_ids", "prompt_mask", "tokens", "start", "drafts", "levels")))
     rows = torch.arange(len(image))[:, None, None]
@@ -146,12 +147,49 @@ def test_with_lora_the_model_is_its_own_teacher(folder, adapter, trajectories):
     assert torch.allclose(own["loss"], other["loss"])
     assert (own["drift"] > 1e-4).all()
     own["loss"].backward()
-    assert {name.rsplit(".", 2)[1] for name, parameter in adapter.model.named_parameters() if parameter.grad is not None} <= {
-        "lora_A",
-        "lora_B",
-        "default",
-    }
+    learning = {name for name, parameter in adapter.model.named_parameters() if parameter.grad is not None}
+    assert learning == {name for name, _ in adapter.model.named_parameters() if "lora_" in name}
     merge_lora(adapter.model)
+
+
+def test_structural_tokens_stay_clean_and_are_not_learnt(adapter, trajectories, monkeypatch):
+    forced = torch.full((1, TOKENS), -1)
+    forced[:, 3::4] = 7
+    monkeypatch.setattr(adapter, "layout", lambda batch_size: TokenLayout(forced, torch.tensor([TOKENS])))
+    batch = collate(adapter, trajectories)
+    fed = batch["start"][..., None] + torch.arange(5)
+    assert (batch["levels"][fed % 4 == 3] == 0).all()
+    assert batch["levels"].max() == 2
+    assert torch.equal(batch["free"], (fed + 1) % 4 != 3)
+    model = DraftDistillation(adapter, NOISE, adapter, SETTINGS)
+    torch.manual_seed(0)
+    before = model(**batch)["overlap"]
+    torch.manual_seed(0)
+    assert not torch.equal(model(**{**batch, "free": torch.ones_like(batch["free"])})["overlap"], before)
+
+
+def test_an_image_without_a_window_has_no_weight(adapter, trajectories):
+    short = replace(trajectories[0], committed=torch.tensor([TOKENS]), drafts=trajectories[0].drafts[:0])
+    found = DraftDistillation(adapter, NOISE, adapter, SETTINGS)(**collate(adapter, [short, trajectories[1]]))
+    assert found["overlap"].isnan().tolist() == [True, False]
+    assert found["loss"].isfinite()
+
+
+def test_an_unchanged_model_has_not_drifted_whatever_sampling_cuts_off(adapter, trajectories):
+    adapter.defaults = replace(adapter.defaults, top_k=3, top_p=0.8)
+    found = DraftDistillation(adapter, NOISE, adapter, SETTINGS)(**collate(adapter, trajectories))
+    assert torch.allclose(found["drift"], torch.zeros(1), atol=1e-5)
+
+
+def test_a_model_without_teacher_and_lora_is_refused(adapter):
+    with pytest.raises(ValueError, match="teacher: expected a frozen copy of the model"):
+        DraftDistillation(adapter, NOISE)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"window": 9}, "window: expected at most 8"), ({"layout": "segments"}, "layout: own drafts")])
+def test_windows_that_do_not_fit_are_refused(adapter, settings, message):
+    with pytest.raises(ValueError, match=message):
+        DraftCollator(adapter, replace(NOISE, **settings), SETTINGS)
 
 
 def trainer_for(folder, place, steps, **settings):
@@ -261,6 +299,7 @@ def test_the_command_with_lora(place):
         ("empty.txt", "\n\n", "expected at least one prompt"),
         ("bad.jsonl", '{"prompt": "a bag"}\n{"tokens": [1]}\n', "line 2: expected"),
         ("worse.jsonl", "{\n", "line 1: "),
+        ("long.txt", "a " * 300, "prompt: expected at most"),
     ],
 )
 def test_bad_prompts_are_named(place, capsys, name, text, message):
@@ -269,6 +308,15 @@ def test_bad_prompts_are_named(place, capsys, name, text, message):
     assert command("--data", name) == 1
     assert message in capsys.readouterr().err
     assert not (place / "tuned").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--epochs", "2", "--own-drafts"], "--epochs: means nothing with"), (["--anchor", "2"], "--anchor: means nothing without")],
+)
+def test_options_of_the_other_recipe_are_refused(place, capsys, options, message):
+    assert sjd2(["finetune", "--data", "prompts.txt", "--model", "model", "-o", "tuned", *options]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_prompts_are_read_from_either_field(tmp_path):
@@ -283,6 +331,7 @@ def test_prompts_are_read_from_either_field(tmp_path):
         ({"clean": 1.5}, "clean: expected a share"),
         ({"anchor": float("nan")}, "anchor: expected a number >= 0"),
         ({"reach": 0.0}, "reach: expected a number > 0"),
+        ({"pool": 10, "first": 20}, "first, renewed: expected at most pool = 10"),
         ({"guidance": (3.0, 1.0)}, "guidance: expected 0 < lowest <= highest"),
     ],
 )

@@ -45,12 +45,12 @@ def add_parser(commands: Any) -> None:
     add("--held-out", type=float, default=0.05, metavar="SHARE", help="share of the data to evaluate on; 0: no evaluation (default: %(default)s)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default with --own-drafts: 1000)")
-    length.add_argument("--epochs", type=float, default=1.0, metavar="N", help="passes over the data (default: 1)")
+    length.add_argument("--epochs", type=float, metavar="N", help="passes over the data (default: 1)")
     add("--batch-size", type=int, default=8, metavar="N", help="examples per forward (default: %(default)s)")
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step (default: %(default)s)")
     add("--learning-rate", type=float, metavar="R", help="highest; 3 %% warm-up, then a cosine (default: 2e-5, with LoRA 2e-4)")
     add("--seed", type=int, default=0, metavar="N", help="of order, noise and captions dropped (default: %(default)s)")
-    add("--drop-captions", type=float, default=0.1, metavar="SHARE", help="share of captions left empty, for guidance (default: %(default)s)")
+    add("--drop-captions", type=float, metavar="SHARE", help="share of captions left empty, for guidance (default: 0.1)")
     add("--lora", type=int, metavar="RANK", help="train low-rank adapters, merged into the weights at the end (default: all parameters)")
     add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
     add("--bf16", action="store_true", help="multiply in bfloat16")
@@ -62,14 +62,12 @@ def add_parser(commands: Any) -> None:
     add("--no-timesteps", dest="timesteps", action="store_false", help="no timestep tokens")
     add("--no-normalise", dest="normalise", action="store_false", help="noise in the plain embedding space, in which denoising fails")
     drafts = parser.add_argument_group("with --own-drafts")
-    drafts.add_argument(
-        "--anchor", type=float, default=6.0, metavar="A", help="weight of what the law of AR sampling drifts by (default: %(default)s)"
-    )
+    drafts.add_argument("--anchor", type=float, metavar="A", help="weight of what the law of AR sampling drifts by (default: 6)")
     drafts.add_argument("--guidance", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scales of the images (default: 1 to twice the model's)")
-    drafts.add_argument("--pool", type=int, default=1024, metavar="N", help="images whose drafts are kept (default: %(default)s)")
-    drafts.add_argument("--first", type=int, default=256, metavar="N", help="images recorded before the first step (default: %(default)s)")
-    drafts.add_argument("--renewed", type=int, default=64, metavar="N", help="images recorded anew ... (default: %(default)s)")
-    drafts.add_argument("--every", type=int, default=100, metavar="N", help="... after every so many steps (default: %(default)s)")
+    drafts.add_argument("--pool", type=int, metavar="N", help="images whose drafts are kept (default: 1024)")
+    drafts.add_argument("--first", type=int, metavar="N", help="images recorded before the first step (default: 256)")
+    drafts.add_argument("--renewed", type=int, metavar="N", help="images recorded anew ... (default: 64)")
+    drafts.add_argument("--every", type=int, metavar="N", help="... after every so many steps (default: 100)")
     add("--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)")
     add("--eval-every", type=int, metavar="N", help="steps between evaluations (default: a tenth of all)")
     add("--quiet", action="store_true", help="no report")
@@ -91,30 +89,29 @@ def run(options: argparse.Namespace) -> int:
         timesteps=options.timesteps,
         normalise=options.normalise,
     )
-    drafts = DraftSettings(
-        anchor=options.anchor,
-        guidance=None if options.guidance is None else tuple(options.guidance),
-        pool=options.pool,
-        first=options.first,
-        renewed=options.renewed,
-        every=options.every,
-    )
+    of_drafts: dict[str, Any] = {name: getattr(options, name) for name in ("anchor", "guidance", "pool", "first", "renewed", "every")}
+    of_data = {name: getattr(options, name) for name in ("epochs", "drop_captions")}
+    for name, value in (of_data if options.own_drafts else of_drafts).items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: means nothing {'with' if options.own_drafts else 'without'} --own-drafts")
+    if options.guidance is not None:
+        of_drafts["guidance"] = tuple(options.guidance)
+    drafts = DraftSettings(**{name: value for name, value in of_drafts.items() if value is not None})
     settings = FinetuneSettings(
         noise=noise,
         drafts=drafts if options.own_drafts else None,
         steps=options.steps,
-        epochs=options.epochs,
         batch_size=options.batch_size,
         gradient_accumulation=options.gradient_accumulation,
         learning_rate=options.learning_rate,
         seed=options.seed,
-        drop_captions=options.drop_captions,
         held_out=options.held_out,
         lora=options.lora,
         gradient_checkpointing=options.gradient_checkpointing,
         bf16=options.bf16,
         save_every=options.save_every,
         eval_every=options.eval_every,
+        **{name: value for name, value in of_data.items() if value is not None},
     )
     report = (lambda line: None) if options.quiet else functools.partial(print, flush=True)
     finetune(options.data, options.output, settings, model=options.model, eval_data=options.eval_data, device=options.device, report=report)

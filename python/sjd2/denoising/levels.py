@@ -23,6 +23,7 @@ class NoiseLevels:
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(self.times))
         rising = all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
         if len(self.times) < 2 or self.times[0] != 0 or not rising or self.times[-1] > 1:
             raise ValueError(f"times: expected 0 followed by rising numbers up to 1, got {self.times}")
@@ -36,6 +37,8 @@ class NoiseLevels:
     def karras(cls, steps: int, *, rho: float = 7.0, t_min: float = 0.02, t_max: float = 1.0) -> NoiseLevels:
         """Spacing of Karras et al. (2206.00364): levels 1 … K from ``t_min`` to ``t_max``, even in ``t^(1/rho)``; rho 1 is linear."""
         _check(steps, t_min, t_max)
+        if not (math.isfinite(rho) and rho > 0):
+            raise ValueError(f"rho: expected a number > 0, got {rho}")
         low, high = t_min ** (1 / rho), t_max ** (1 / rho)
         return cls((0.0, *((low + _fraction(k, steps) * (high - low)) ** rho for k in range(1, steps + 1))))
 
@@ -43,8 +46,10 @@ class NoiseLevels:
     def signal(cls, steps: int, width: int, *, weakest: float = 1.0, strongest: float = 64.0) -> NoiseLevels:
         """Levels 1 … K−1 even in the logarithm of ``width·((1 − t)/t)²``, from ``strongest`` down to ``weakest``; level K is pure noise."""
         _check(steps, 0.5, 1.0)
-        if not 0 < weakest <= strongest:
+        if not 0 < weakest <= strongest < math.inf:
             raise ValueError(f"weakest, strongest: expected 0 < weakest <= strongest, got {weakest} and {strongest}")
+        if width < 1:
+            raise ValueError(f"width: expected a whole number >= 1, got {width}")
         energies = [math.exp(math.log(strongest) + _fraction(k, steps - 1) * math.log(weakest / strongest)) for k in range(1, steps)]
         return cls((0.0, *(1 / (1 + math.sqrt(energy / width)) for energy in energies), 1.0))
 
@@ -55,7 +60,7 @@ def _fraction(k: int, steps: int) -> float:
 
 
 def _check(steps: int, t_min: float, t_max: float) -> None:
-    if steps < 1:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps: expected a whole number >= 1, got {steps}")
     if not 0 < t_min <= t_max <= 1:
         raise ValueError(f"t_min, t_max: expected 0 < t_min <= t_max <= 1, got {t_min} and {t_max}")

@@ -28,7 +28,7 @@ class Denoising:
         nearest: the draft of a noisy slot is the id whose embedding is nearest to its input, by cosine, as published; this gives up exactness.
 
     Raises:
-        ValueError: ``clean`` or ``per_level`` is out of its range.
+        ValueError: no levels, or ``clean`` or ``per_level`` out of its range.
     """
 
     levels: NoiseLevels = KARRAS
@@ -39,10 +39,18 @@ class Denoising:
     nearest: bool = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.clean, int) and self.clean >= 1) and not (isinstance(self.clean, float) and 0 < self.clean <= 1):
+        if not isinstance(self.levels, NoiseLevels):
+            raise ValueError(f"levels: expected NoiseLevels, got {self.levels!r}")
+        if not (isinstance(self.clean, int) and not isinstance(self.clean, bool) and self.clean >= 1) and not (
+            isinstance(self.clean, float) and 0 < self.clean <= 1
+        ):
             raise ValueError(f"clean: expected a whole number >= 1, or a share of the window in (0.0, 1.0], got {self.clean!r}")
-        if not isinstance(self.per_level, int) or self.per_level < 1:
+        if not isinstance(self.per_level, int) or isinstance(self.per_level, bool) or self.per_level < 1:
             raise ValueError(f"per_level: expected a whole number >= 1, got {self.per_level!r}")
+
+    def timestep_tokens(self, window: int) -> int:
+        """Timestep tokens of a forward: one per level, if a noisy slot of a window of W can be fed (the last one never is)."""
+        return self.levels.steps if self.timesteps and self.clean_slots(window) < window - 1 else 0
 
     def clean_slots(self, window: int) -> int:
         """Clean slots of a window of W, from 1 to W."""

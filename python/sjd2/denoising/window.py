@@ -39,8 +39,7 @@ class Denoiser:
         self.statistics = statistics if settings.normalise else EmbeddingStatistics.identity_like(statistics)
         self.times = torch.tensor(settings.levels.times, dtype=statistics.mean.dtype, device=device)
         self.at_distance = window_levels(window, settings.levels.steps, clean=settings.clean_slots(window), per_level=settings.per_level).to(device)
-        steps = settings.levels.steps if settings.timesteps else 0
-        self.timesteps = timestep_embeddings(settings.levels, self.statistics, self.weight.dtype)[:steps]
+        self.timesteps = timestep_embeddings(settings.levels, self.statistics, self.weight.dtype)[: settings.timestep_tokens(window)]
 
     def _denoise(
         self, before: NoisyWindow, drafts: torch.Tensor, committed: torch.Tensor, levels: torch.Tensor, seeds: torch.Tensor, position: torch.Tensor

@@ -27,7 +27,7 @@ from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_lo
 from ..adapters import Adapter
 from ..denoising import EmbeddingStatistics
 from .columns import lay_out
-from .lora import without_lora
+from .lora import has_lora, without_lora
 from .model import NextCleanTokenModel
 from .plan import NoisePlan, TuningNoise
 from .trajectories import Trajectory
@@ -41,8 +41,8 @@ class DraftSettings:
 
     Attributes:
         clean: share of a window's slots that are clean in any case; behind a random number from there to all of them they are noisy.
-        anchor: weight of the drift of the guided distribution that plain AR sampling draws from.
-        branch_anchor: weight of the drift of the conditional and unconditional distributions by themselves, without processing.
+        anchor: weight of the drift of the guided distribution that plain AR sampling draws from, before top-k and top-p.
+        branch_anchor: weight of the drift of the conditional and unconditional distributions by themselves, at temperature 1.
         reach: slots behind a rejection over which their weight falls by e.
         guidance: lowest and highest scale that images are decoded with; default: from 1 to twice the model's own.
         pool: images whose drafts are kept, the newest.
@@ -75,7 +75,9 @@ class DraftSettings:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
         if not (math.isfinite(self.reach) and self.reach > 0):
             raise ValueError(f"reach: expected a number > 0, got {self.reach!r}")
-        if self.guidance is not None and not (len(self.guidance) == 2 and 0 < self.guidance[0] <= self.guidance[1]):
+        if self.first > self.pool or self.renewed > self.pool:
+            raise ValueError(f"first, renewed: expected at most pool = {self.pool}, got {self.first} and {self.renewed}")
+        if self.guidance is not None and not (len(self.guidance) == 2 and 0 < self.guidance[0] <= self.guidance[1] <= 1e6):
             raise ValueError(f"guidance: expected 0 < lowest <= highest, got {self.guidance!r}")
 
 
@@ -86,17 +88,28 @@ class DraftCollator:
         adapter: of the model.
         noise: how many windows of how many slots, and how their levels rise.
         settings: see :class:`DraftSettings`.
+
+    Raises:
+        ValueError: a layout without windows, or windows longer than half an image: too few would fit behind what is committed.
     """
 
     def __init__(self, adapter: Adapter, noise: TuningNoise, settings: DraftSettings):
         self.adapter, self.noise, self.settings = adapter, noise, settings
+        self.structural = (adapter.layout(1).forced[0] >= 0).cpu()
+        if noise.layout != "windows":
+            raise ValueError(f"layout: own drafts are tuned on in windows, got {noise.layout}")
+        if noise.window > len(self.structural) // 2:
+            raise ValueError(f"window: expected at most {len(self.structural) // 2}, half of an image's tokens, got {noise.window}")
 
     def _window(self, trajectory: Trajectory, slots: int) -> tuple[int, int, torch.Tensor]:
-        """First token, first token behind the rejection, and drafts of a random window of which all slots lie in the image."""
+        """First token, first token behind the rejection, and drafts of a random window of which all slots lie in the image.
+
+        An image of a few forwards may have none; then what is returned has no slot behind a rejection, and no weight.
+        """
         committed = trajectory.committed.tolist()
         usable = [i for i in range(len(trajectory.drafts)) if committed[i] + slots < len(trajectory.tokens)]
-        if not usable:  # an image of a few forwards: its true tokens, which nothing is wrong with
-            return 0, 0, trajectory.tokens[:slots].long()
+        if not usable:
+            return 0, len(trajectory.tokens), trajectory.tokens[:slots].long()
         i = usable[int(torch.randint(len(usable), ()))]
         return committed[i], committed[i + 1], trajectory.drafts[i, :slots].long()
 
@@ -112,17 +125,21 @@ class DraftCollator:
     def __call__(self, examples: Sequence[Trajectory]) -> dict[str, Any]:
         """One batch, by the names of the arguments of ``DraftDistillation.forward``."""
         prompts = [torch.tensor(ids) for ids in self.adapter.prompt_ids([*(example.prompt for example in examples), *[""] * len(examples)])]
-        slots = min(self.noise.window, examples[0].drafts.shape[1], len(examples[0].tokens) - 1)
+        slots = min(self.noise.window, examples[0].drafts.shape[1])
         windows = [[self._window(example, slots) for _ in range(self.noise.windows)] for example in examples]
+        start = torch.tensor([[first for first, _, _ in row] for row in windows])
+        fed = start[..., None] + torch.arange(slots)
+        levels = torch.stack([self._levels(slots) for _ in examples])
         return {
             "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
             "prompt_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
             "tokens": torch.stack([example.tokens.long() for example in examples]),
             "guidance_scale": torch.tensor([example.guidance_scale for example in examples]),
-            "start": torch.tensor([[first for first, _, _ in row] for row in windows]),
+            "start": start,
             "resumed": torch.tensor([[behind for _, behind, _ in row] for row in windows]),
             "drafts": torch.stack([torch.stack([drafts for _, _, drafts in row]) for row in windows]),
-            "levels": torch.stack([self._levels(slots) for _ in examples]),
+            "levels": levels.masked_fill(self.structural[fed], 0),
+            "free": ~self.structural[fed + 1],
         }
 
 
@@ -138,10 +155,15 @@ class DraftDistillation(NextCleanTokenModel):
         noise: of decoding.
         teacher: of the same model before tuning, frozen; ``None`` if the model has LoRA, without which it is its own teacher.
         settings: see :class:`DraftSettings`.
+
+    Raises:
+        ValueError: neither a teacher nor LoRA.
     """
 
     def __init__(self, adapter: Adapter, noise: TuningNoise, teacher: Adapter | None = None, settings: DraftSettings | None = None):
         super().__init__(adapter, noise)
+        if teacher is None and not has_lora(self.model):
+            raise ValueError("teacher: expected a frozen copy of the model, got none, and the model has no LoRA to be without")
         self.settings = settings or DraftSettings()
         frozen = NextCleanTokenModel(teacher or adapter, TuningNoise(timesteps=False))
         self._teacher = [frozen]  # a list: nn.Module would take it for a part of itself
@@ -191,6 +213,7 @@ class DraftDistillation(NextCleanTokenModel):
         resumed: torch.Tensor,
         drafts: torch.Tensor,
         levels: torch.Tensor,
+        free: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Loss and what it is made of.
 
@@ -202,10 +225,12 @@ class DraftDistillation(NextCleanTokenModel):
             resumed: int64 ``[B, M]``, tokens that are final after it: its slots from there on were drafted beside a token that was then rejected.
             drafts: int64 ``[B, M, S]``, what its slots hold.
             levels: int64 ``[B, M, S]``, their noise levels.
+            free: bool ``[B, M, S]``, whether the token that a slot predicts is free, not structural.
 
         Returns:
-            ``loss``; ``overlap [B]``: Σ min(p, q) of stale and true predictions behind a rejection, which is the chance to keep a draft;
-            ``drift [B]``: KL divergence of the distribution of AR sampling from that before tuning, in nats per token.
+            ``loss``; ``overlap [B]``: Σ min(p, q) of stale and true predictions behind a rejection, which is the chance to keep a draft (NaN for a
+            row without a rejection); ``drift [B]``: KL divergence of the guided distribution at the sampling temperature, before top-k and
+            top-p, from what it was before tuning, in nats per token.
         """
         settings = self.settings
         true = self._image_logits(prompt_ids, prompt_mask, tokens).float()
@@ -215,18 +240,18 @@ class DraftDistillation(NextCleanTokenModel):
 
         place = start[..., None] + 1 + torch.arange(drafts.shape[-1], device=start.device)  # of the token that each slot predicts
         behind = place - resumed[..., None]
-        weight = (behind >= 0) * torch.exp(-behind.clamp(min=0) / settings.reach)
+        weight = ((behind >= 0) & free) * torch.exp(-behind.clamp(min=0) / settings.reach)
         wanted = p[torch.arange(len(p), device=p.device)[:, None, None], place]
         log_q = stale.log_softmax(-1)
         overlap = torch.minimum(wanted, log_q.exp()).sum(-1)
         # Cross-entropy teaches where the mass is, the overlap what decoding is paid for; the factor makes their gradients alike in size.
         prediction = 0.5 * _mean(-(wanted * log_q).sum(-1), weight) + 2 * (1 - _mean(overlap, weight))
 
-        drift = F.kl_div(guided.log_softmax(-1), p, reduction="none").sum(-1)
+        drift = F.kl_div(guided.log_softmax(-1), self._guided(true, guidance_scale).log_softmax(-1), reduction="none", log_target=True).sum(-1)
         branches = F.kl_div(image.log_softmax(-1), true.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         return {
             "loss": prediction + settings.anchor * drift.mean() + settings.branch_anchor * branches.mean(),
-            "overlap": (overlap.detach() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-9),
+            "overlap": (overlap.detach() * weight).sum((1, 2)) / weight.sum((1, 2)),
             "drift": drift.detach().mean(1),
         }
 

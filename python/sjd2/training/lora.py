@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["add_lora", "merge_lora", "without_lora"]
+__all__ = ["add_lora", "has_lora", "merge_lora", "without_lora"]
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> None:
@@ -31,6 +31,11 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):  # steps of AdamW are smaller than their last bit
             parameter.data = parameter.data.float()
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Whether ``model`` has adapters."""
+    return hasattr(model, "peft_config")
 
 
 @contextmanager

@@ -124,8 +124,8 @@ class _DraftTrainer(FixedNoiseTrainer):
 
 
 def _measures(prediction: EvalPrediction) -> dict[str, float]:
-    overlap, drift = (float(np.asarray(values).mean()) for values in prediction.predictions)
-    return {"overlap": overlap, "drift": drift}
+    overlap, drift = (np.asarray(values) for values in prediction.predictions)
+    return {"overlap": float(np.nanmean(overlap)), "drift": float(drift.mean())}
 
 
 def build_draft_trainer(
@@ -148,12 +148,14 @@ def build_draft_trainer(
         report: called with a line whenever drafts were recorded.
 
     Raises:
-        ValueError: no ``max_steps``, or more than one process: each would train on drafts of its own.
+        ValueError: no ``max_steps``, workers that load data, or more than one process: each would train on drafts of its own.
     """
     if arguments.max_steps <= 0:
         raise ValueError(f"arguments.max_steps: expected a whole number >= 1, got {arguments.max_steps}")
     if arguments.n_gpu > 1 or arguments.world_size > 1:
         raise ValueError("arguments: tuning on own drafts takes one process and one device")
+    if arguments.dataloader_num_workers:
+        raise ValueError(f"arguments.dataloader_num_workers: expected 0, for workers do not see new drafts, got {arguments.dataloader_num_workers}")
     arguments.remove_unused_columns = False
     arguments.ignore_data_skip = True
     arguments.label_names = ["tokens"]

@@ -54,6 +54,9 @@ def read_prompts(data: str | Path | Sequence[str]) -> Prompts:
     """
     if not isinstance(data, (str, Path)):
         prompts = Prompts(data)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(f"data: expected prompts, got {prompt!r}")
     else:
         path = Path(data)
         if not path.is_file():

@@ -59,7 +59,9 @@ def _load(model: str | Path | None, device: torch.device | str | None, settings:
 def _read(data: Any, adapter: Adapter, settings: FinetuneSettings, keep: Path, report: Callable[[str], None]) -> Any:
     """Prompts, or examples as they are, or examples from disk, whose images are encoded once."""
     if settings.drafts is not None:
-        return read_prompts(data)
+        prompts = read_prompts(data)
+        adapter.check_prompts(list(dict.fromkeys(prompts)))
+        return prompts
     if not isinstance(data, (str, Path)):
         return data
 
