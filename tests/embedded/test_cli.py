@@ -216,9 +216,11 @@ def test_the_cache_does_not_change_the_picture(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_with_one_line_and_no_file(tmp_path):
-    # An interrupt in the middle of an import may be lost there; what is tested is one in the middle of the work.
+    # Where the tests themselves run in the background of a script, SIGINT is ignored and children inherit that: it is set back first. An interrupt
+    # in the middle of an import may be lost there; what is tested is one in the middle of the work.
     script = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sjd2.pipeline
 from sjd2.cli import main
 
