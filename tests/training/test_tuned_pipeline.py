@@ -25,7 +25,7 @@ def tuned(folder, tmp_path) -> TextToImagePipeline:
     return TextToImagePipeline.from_pretrained(tmp_path / "tuned", device="cpu")
 
 
-class _SeenEnough(Exception):
+class _SeenEnoughError(Exception):
     """Nothing has to be decoded."""
 
 
@@ -35,10 +35,10 @@ def denoising_of(pipeline, monkeypatch, method) -> Denoising | None:
 
     def decode(model, prompt, layout, processing, preset, *arguments, **options):
         seen.append(preset.denoising)
-        raise _SeenEnough
+        raise _SeenEnoughError
 
     monkeypatch.setattr("sjd2.pipeline.decode", decode)
-    with pytest.raises(_SeenEnough):
+    with pytest.raises(_SeenEnoughError):
         pipeline("a bag", method=method)
     return seen[0]
 
