@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "finetune",
         help="tune a model, so that it needs fewer forwards",
         description="Tune a model for denoising (method sjd2) by next-clean-token prediction (2510.08994), on images with captions or on ready "
-        "tokens; or on its own drafts, for which prompts are enough and which every method gains by.",
+        "tokens; or on its own drafts, for every method, for which prompts are enough.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
     add("--window", type=int, default=32, metavar="S", help="of windows: slots of each (default: %(default)s)")
     add("--segment", type=int, nargs=2, default=(3, 6), metavar=("LOW", "HIGH"), help="slots of one noise level (default: 3 6)")
     add("--no-timesteps", dest="timesteps", action="store_false", help="no timestep tokens")
-    add("--no-normalise", dest="normalise", action="store_false", help="noise in the plain embedding space, in which denoising fails")
+    add("--no-normalise", dest="normalise", action="store_false", help="noise in the plain embedding space, in which denoising fails (2510.08994)")
     drafts = parser.add_argument_group("with --own-drafts")
     drafts.add_argument("--anchor", type=float, metavar="A", help="weight of what the law of AR sampling drifts by (default: 6)")
     drafts.add_argument("--guidance", type=float, nargs=2, metavar=("LOW", "HIGH"), help="scales of the images (default: 1 to twice the model's)")

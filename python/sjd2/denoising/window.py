@@ -39,6 +39,8 @@ class Denoiser:
         self.statistics = statistics if settings.normalise else EmbeddingStatistics.identity_like(statistics)
         self.times = torch.tensor(settings.levels.times, dtype=statistics.mean.dtype, device=device)
         self.at_distance = window_levels(window, settings.levels.steps, clean=settings.clean_slots(window), per_level=settings.per_level).to(device)
+        self.born = torch.where(self.at_distance == 0, 0, settings.levels.steps)
+        self.directions = F.normalize(self.weight.to(statistics.mean.dtype), dim=-1) if settings.nearest else None
         self.timesteps = timestep_embeddings(settings.levels, self.statistics, self.weight.dtype)[: settings.timestep_tokens(window)]
 
     def _denoise(
@@ -65,7 +67,7 @@ class Denoiser:
             drafts, forced: int64 ``[B, W]``.
             seeds, position: int64 ``[B]``; slot 0 is at ``position``.
         """
-        levels = torch.where((forced >= 0) | (self.at_distance == 0), 0, self.settings.levels.steps)
+        levels = torch.where(forced >= 0, 0, self.born)
         nothing = NoisyWindow(levels, self.weight.new_empty(*drafts.shape, self.weight.shape[1]))
         return self._denoise(nothing, drafts, torch.full_like(position, drafts.shape[1]), levels, seeds, position)
 
@@ -93,12 +95,11 @@ class Denoiser:
         """
         source = torch.arange(drafts.shape[1], device=drafts.device) + committed[:, None]
         survives = source < drafts.shape[1]
-        born = torch.where(self.at_distance == 0, 0, self.settings.levels.steps)
         before = window.levels.gather(1, source.clamp(max=drafts.shape[1] - 1))
-        levels = torch.where(survives, torch.minimum(before, self.at_distance), born)
+        levels = torch.where(survives, torch.minimum(before, self.at_distance), self.born)
         levels = torch.where(forced >= 0, 0, levels)
         after = self._denoise(window, drafts, committed, levels, seeds, position)
-        if self.settings.nearest:
-            directions = F.normalize(self.weight.to(after.embeds.dtype), dim=-1)
-            drafts = torch.where(levels > 0, (after.embeds @ directions.T).argmax(-1), drafts)
+        if self.directions is not None:
+            nearest = (after.embeds.to(self.directions.dtype) @ self.directions.T).argmax(-1)
+            drafts = torch.where(levels > 0, nearest, drafts)
         return after, drafts
