@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -129,25 +129,29 @@ class TextToImagePipeline:
         model: str | Path | None = None,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = None,
+        **options: Any,
     ) -> TextToImagePipeline:
         """Load a model by folder or hub name; without one, the model that ships with the package.
 
         Args:
             device: default: the GPU if there is one.
-            dtype: of the weights in memory; default float32 on a CPU, bfloat16 elsewhere.
+            dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
+            options: of the model's own ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
 
         Raises:
             FileNotFoundError: nothing there.
             ValueError: damaged files, or a model that no adapter exists for.
         """
-        return cls(load_adapter(model, device=device, dtype=dtype))
+        return cls(load_adapter(model, device=device, dtype=dtype, **options))
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
         method: str | Preset = "mc-sjd",
         seed: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
@@ -167,7 +171,8 @@ class TextToImagePipeline:
 
         Args:
             prompt: one prompt or several.
-            negative_prompt: what guidance steers away from.
+            negative_prompt: what guidance steers away from; default: the model's.
+            height, width: of the images in pixels; default: the model's.
             method: a name from ``sjd2.PRESETS``, or a ``Preset``. By its name a method that denoises takes levels, timestep tokens and
                 normalisation from what the model was tuned with; a ``Preset`` is taken as it is.
             seed: of the first image, the next image's is one higher; or one per image.
@@ -197,6 +202,9 @@ class TextToImagePipeline:
         batch_size = _whole("batch_size", batch_size, 1)
         resolve_cache(cache)
         preset = self._tuned(resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio), isinstance(method, str))
+        grid = self.adapter.grid_of(*(None if side is None else _whole(name, side, 1) for name, side in (("height", height), ("width", width))))
+        if negative_prompt is None:
+            negative_prompt = self.adapter.defaults.negative_prompt
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
@@ -204,11 +212,18 @@ class TextToImagePipeline:
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(seed, len(prompts))
 
-        bar = _ProgressBar(len(prompts) * self.adapter.layout(1).forced.shape[1], progress_bar)
+        bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
             parts = [
                 self._decode_batch(
-                    prompts[i : i + batch_size], seeds[i : i + batch_size], negative_prompt, preset, settings, cache, bar.batch_callback(callback)
+                    prompts[i : i + batch_size],
+                    seeds[i : i + batch_size],
+                    negative_prompt,
+                    grid,
+                    preset,
+                    settings,
+                    cache,
+                    bar.batch_callback(callback),
                 )
                 for i in range(0, len(prompts), batch_size)
             ]
@@ -244,6 +259,7 @@ class TextToImagePipeline:
         prompts: list[str],
         seeds: list[int],
         negative_prompt: str,
+        grid: tuple[int, int],
         preset: Preset,
         settings: dict[str, Any],
         cache: str,
@@ -253,8 +269,8 @@ class TextToImagePipeline:
         negative = None if settings["guidance_scale"] == 1 else [negative_prompt] * count
         result = decode(
             adapter,
-            adapter.prompt(prompts, negative),
-            adapter.layout(count),
+            adapter.prompt(prompts, negative, grid),
+            adapter.layout(count, grid),
             LogitsProcessing.create(count, **settings, device=adapter.device),
             preset,
             torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
@@ -276,4 +292,4 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        return PipelineOutput(adapter.images(result.tokens), tokens, reports)
+        return PipelineOutput(adapter.images(result.tokens, grid), tokens, reports)

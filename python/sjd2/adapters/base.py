@@ -20,16 +20,20 @@ __all__ = ["Adapter", "SamplingDefaults"]
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """The settings a model is normally sampled with; see ``LogitsProcessing.create``."""
+    """The settings a model is normally sampled with; see ``LogitsProcessing.create``. ``negative_prompt``: what guidance steers away from."""
 
     guidance_scale: float
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    negative_prompt: str = ""
 
 
 class Adapter(DecodableModel, Protocol):
-    """A text-to-image model as the pipeline and tuning see it."""
+    """A text-to-image model as the pipeline and tuning see it.
+
+    A ``grid`` is an image's size in tokens, (rows, columns); ``None`` is the model's usual one.
+    """
 
     #: Name as stored in a configuration.
     name: str
@@ -52,8 +56,19 @@ class Adapter(DecodableModel, Protocol):
         """
         ...
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids of each prompt as the model is fed it, up to the one that predicts the first image token; of the whole vocabulary, unpadded."""
+    def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The grid of an image of ``height`` × ``width`` pixels; ``None``: as the model usually has it.
+
+        Raises:
+            ValueError: a size that the model does not make.
+        """
+        ...
+
+    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """Ids of each prompt as the model is fed it, up to the one that predicts the first image token; of the whole vocabulary, unpadded.
+
+        An empty prompt is what the model was trained on where a caption was left out.
+        """
         ...
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
@@ -75,22 +90,29 @@ class Adapter(DecodableModel, Protocol):
         """
         ...
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
         """Input embeddings of B checked prompts, followed by those of their unconditional partners if given (for guidance)."""
         ...
 
-    def layout(self, batch_size: int) -> TokenLayout:
+    def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """The token sequence of ``batch_size`` images."""
         ...
 
-    def images(self, tokens: torch.Tensor) -> list[Image.Image]:
-        """Pictures of decoded token sequences ``[B, N]``."""
+    def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
+        """Pictures of decoded token sequences ``[B, N]``.
+
+        Raises:
+            NotImplementedError: the model's tokens become pixels in a model that is none of Transformers'; the message says which.
+        """
         ...
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Token sequences int64 ``[B, N]`` of pictures, on the CPU.
 
-        A picture of another size or shape is cropped to its centre and resized (Lanczos) to what the model makes.
+        A picture of another size or shape is cropped to its centre and resized (Lanczos) to what the model usually makes.
+
+        Raises:
+            NotImplementedError: see :meth:`images`.
         """
         ...
 

@@ -1,26 +1,20 @@
-"""Drives a stock Llama-type Hugging Face language model: its own backbone forward, and the image rows of its own head."""
+"""Drives an unmodified Hugging Face causal language model: its own backbone forward, and the image rows of its own head."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..cache import RaggedCache
+from ..decoding import Prompt
 from ..denoising import Denoising
+from .refusals import check_config
 
 __all__ = ["SlicedCausalLM"]
-
-
-def _check_config(config: PretrainedConfig) -> None:
-    """Refuse what the head's product alone, or one mask for all layers, would get wrong."""
-    for field in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
-        if getattr(config, field, None) not in (None, 1, 1.0):
-            raise ValueError(f"model: expected logits that are the head's product, got {field} = {getattr(config, field)}")
-    layers = getattr(config, "layer_types", None) or ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
-    others = sorted(set(layers) - {"full_attention"})
-    if others:
-        raise ValueError(f"model: expected full attention in every layer, got {', '.join(others)}")
 
 
 class SlicedCausalLM:
@@ -28,44 +22,68 @@ class SlicedCausalLM:
 
     The head is multiplied for the image rows only: their logits do not change, the others could never be drawn.
 
+    Args:
+        model: loaded by Transformers, in whatever way: sharded, quantised.
+        image_id_start, vocab_size: the image ids of the model's vocabulary.
+        structural_ids: ids of the model's vocabulary that layouts force (end of line …); the n-th is the slice id ``vocab_size + n``.
+
     Attributes:
         denoising: what the entry ``denoising`` of the configuration's ``sjd2`` says the model was tuned with.
         stored_dtype: of the weights where they were read from.
+
+    Raises:
+        ValueError: a model whose forward the decoder cannot drive; see ``refusals``.
     """
 
-    def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int):
-        attention = model.config._attn_implementation
-        if attention not in ("sdpa", "eager"):  # FlashAttention takes no mask, and a ragged window needs one
-            raise ValueError(f"model: expected attn_implementation sdpa or eager, got {attention}")
-        _check_config(model.config.get_text_config(decoder=True))
+    def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int, structural_ids: Sequence[int] = ()):
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
+        self.structural_ids = tuple(structural_ids)
+        check_config(model.config, self.text_config)
         entry = (getattr(model.config, "sjd2", None) or {}).get("denoising")
         self.denoising = None if entry is None else Denoising.from_config(entry)
         self.stored_dtype = model.dtype
-        self._embedding = model.get_input_embeddings()
+        ids = [*range(image_id_start, image_id_start + vocab_size), *self.structural_ids] if self.structural_ids else []
+        self._vocabulary_ids = torch.tensor(ids, dtype=torch.int64)
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """Of the decoder's layers."""
+        return self.model.config.get_text_config(decoder=True)
 
     @property
     def device(self) -> torch.device:
-        """Of the model: a trainer moves it."""
-        return self.model.device
+        """Of the inputs: a trainer moves the model, and a sharded one takes them where its embedding lies."""
+        weight = self._embedding.weight
+        return self.model.device if weight.is_meta else weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights in memory."""
         return self.model.dtype
 
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()  # type: ignore[return-value]
+
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
         return self._embedding(ids)
 
+    def vocabulary_ids(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Ids of the model's vocabulary for slice ids."""
+        if not self.structural_ids:
+            return tokens + self.image_id_start
+        if self._vocabulary_ids.device != tokens.device:
+            self._vocabulary_ids = self._vocabulary_ids.to(tokens.device)
+        return self._vocabulary_ids[tokens]
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings ``[B, N, D]`` of image tokens."""
-        return self._embedding(tokens + self.image_id_start)
+        """Input embeddings ``[B, N, D]`` of image and structural ids."""
+        return self._embedding(self.vocabulary_ids(tokens))
 
     def image_embeddings(self) -> torch.Tensor:
         """See ``DecodableModel.image_embeddings``."""
-        weight: torch.Tensor = self._embedding.weight  # type: ignore[assignment]
-        return weight[self.image_id_start : self.image_id_start + self.vocab_size]
+        return self._embedding.weight[self.image_id_start : self.image_id_start + self.vocab_size]
 
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """See ``DecodableModel.forward``."""
@@ -82,7 +100,7 @@ class SlicedCausalLM:
         outputs: slice = slice(None),
     ) -> torch.Tensor:
         """See ``Adapter.logits``; the head is multiplied for ``outputs`` only."""
-        if self.model.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
+        if self.text_config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         hidden = self.model.base_model(
             inputs_embeds=inputs_embeds,
@@ -91,15 +109,25 @@ class SlicedCausalLM:
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
-        # Looked up each time: tuning changes the head, and adapters of peft wrap it.
+        return self._head(hidden[:, outputs]).to(inputs_embeds.device)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[R, O, V]`` of the image ids for ``hidden [R, O, D]``."""
         rows = slice(self.image_id_start, self.image_id_start + self.vocab_size)
-        head = self.model.get_output_embeddings()
-        return F.linear(hidden[:, outputs], head.weight[rows], None if head.bias is None else head.bias[rows])
+        head = self.model.get_output_embeddings()  # looked up each time: tuning changes it, and adapters of peft wrap it
+        if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.is_meta:
+            return head(hidden)[..., rows]  # quantised, offloaded or wrapped: only the module itself knows how to multiply
+        return F.linear(hidden.to(head.weight.device), head.weight[rows], None if head.bias is None else head.bias[rows])
+
+    def prompt_from_ids(self, ids: Sequence[Sequence[int]]) -> Prompt:
+        """A prompt of R model rows, each given as ids of the whole vocabulary."""
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
+        return Prompt(self.embed_ids(padded.to(self.device)), lengths.to(self.device))
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``."""
-        config = self.model.config.get_text_config(decoder=True)
-        limit = config.max_position_embeddings
+        limit = self.text_config.max_position_embeddings
         if capacity > limit:
             raise ValueError(f"window: prompt, image and window together need {capacity} positions, the model has {limit}; use a smaller window")
-        return kind(config.num_hidden_layers, rows, capacity, device=self.device)
+        return kind(self.text_config.num_hidden_layers, rows, capacity, device=self.device)

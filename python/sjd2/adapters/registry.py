@@ -1,19 +1,28 @@
-"""Which adapter drives a model: decided by its configuration alone."""
+"""Which adapter drives a model: decided by its configuration alone.
+
+A configuration names its adapter in ``sjd2.adapter``, or has the ``model_type`` of a family that an adapter exists for.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from .base import Adapter
-from .tiny_scenes import TinyScenesAdapter
 
-__all__ = ["load_adapter"]
+__all__ = ["adapter_class", "load_adapter"]
 
-_ADAPTERS = {TinyScenesAdapter.name: TinyScenesAdapter}
+#: Module and class by the adapter's name: imported when needed.
+_ADAPTERS = {
+    "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
+    "emu3": ("emu3", "Emu3Adapter"),
+}
+#: Adapters by the ``model_type`` of a configuration.
+_FAMILIES = {"emu3": "emu3"}
 
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
@@ -44,15 +53,25 @@ def _device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def _adapter_name(config: PretrainedConfig) -> str:
-    name = (getattr(config, "sjd2", None) or {}).get("adapter")
+def adapter_class(config: PretrainedConfig) -> Any:
+    """The class of the adapter for a model of this configuration.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = (getattr(config, "sjd2", None) or {}).get("adapter") or _FAMILIES.get(config.model_type)
     if name not in _ADAPTERS:
         raise ValueError(f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got model type {config.model_type!r}")
-    return name
+    module, kind = _ADAPTERS[name]
+    return getattr(import_module(f".{module}", __package__), kind)
 
 
 def load_adapter(
-    model: str | Path | None, *, device: torch.device | str | None = None, dtype: torch.dtype | Literal["auto"] | None = None
+    model: str | Path | None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
+    **options: Any,
 ) -> Adapter:
     """Load a model and wrap it in its adapter.
 
@@ -60,6 +79,7 @@ def load_adapter(
         model: a folder or a hub name; ``None`` for the embedded model.
         device: default: the GPU if there is one.
         dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
+        options: of the model's ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
 
     Raises:
         FileNotFoundError: nothing there.
@@ -73,8 +93,8 @@ def load_adapter(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {folder} has no readable config.json: {error}") from error
-    adapter = _ADAPTERS[_adapter_name(config)]
+    adapter = adapter_class(config)
     try:
-        return adapter.load(folder, config, device=target, dtype=dtype)
+        return adapter.load(folder, config, device=target, dtype=dtype, **options)
     except Exception as error:  # safetensors, json, torch and Transformers each raise their own kinds
         raise ValueError(f"model: {folder} cannot be loaded: {error}") from error

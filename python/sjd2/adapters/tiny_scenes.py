@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..decoding import Prompt, TokenLayout
 from ..tiny_scenes.fsq import FSQTokenizer
 from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
+from .loading import load_model
+from .pixels import fitted_pixels, one_size, pictures
 
 __all__ = ["TinyScenesAdapter"]
 
@@ -33,19 +33,16 @@ class TinyScenesAdapter(SlicedCausalLM):
         self.text, self.tokenizer, self.grid = text, tokenizer, tuple(fields["grid"])
 
     @classmethod
-    def load(cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"]) -> TinyScenesAdapter:
+    def load(
+        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
+    ) -> TinyScenesAdapter:
         """Read a folder written by ``python -m sjd2.tiny_scenes.train --export``.
 
         Raises:
             OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
         """
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True)
-        model, report = loaded
-        stored = getattr(torch, json.loads((folder / "config.json").read_text()).get("dtype") or "float32")
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise ValueError(f"weights: {len(report['missing_keys'])} tensors are missing and {len(report['mismatched_keys'])} have another shape")
+        model, stored = load_model(AutoModelForCausalLM, folder, config, device=device, dtype=dtype, **options)
         text = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = model.to(device).eval().requires_grad_(False)
         adapter = cls(model, text, FSQTokenizer.from_pretrained(folder).to(device))
         adapter.stored_dtype = stored
         return adapter
@@ -72,33 +69,30 @@ class TinyScenesAdapter(SlicedCausalLM):
         if unknown:
             warnings.warn(f"prompt: the model does not know {', '.join(unknown)}", stacklevel=3)
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """See ``Adapter.grid_of``: there is one size."""
+        return one_size(self.grid, self.tokenizer.config.patch, height, width)
+
+    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
         """See ``Adapter.prompt_ids``."""
         return self.text(list(prompts))["input_ids"]
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Prompt:
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
         """See ``Adapter.prompt``."""
-        ids = self.prompt_ids([*prompts, *(negative_prompts or ())])
-        lengths = torch.tensor([len(row) for row in ids])
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
-        return Prompt(self.embed_ids(padded.to(self.device)), lengths.to(self.device))
+        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())]))
 
-    def layout(self, batch_size: int) -> TokenLayout:
+    def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""
         return TokenLayout.grid(batch_size, *self.grid, device=self.device)
 
-    def images(self, tokens: torch.Tensor) -> list[Image.Image]:
+    def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
         """See ``Adapter.images``."""
-        pixels = self.pixels(tokens)
-        arrays = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(array) for array in arrays]
+        return pictures(self.pixels(tokens))
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """See ``Adapter.encode``."""
         height, width = (side * self.tokenizer.config.patch for side in self.grid)
-        fitted = [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS) for image in images]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in fitted])).permute(0, 3, 1, 2) / 127.5 - 1
-        return self.tokenizer.encode(pixels.to(self.device)).flatten(1).cpu()
+        return self.tokenizer.encode(fitted_pixels(images, height, width).to(self.device)).flatten(1).cpu()
 
     def pixels(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 ``[B, 3, 32, 32]`` in [-1, 1] of token sequences ``[B, 256]``."""

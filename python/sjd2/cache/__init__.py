@@ -1,9 +1,9 @@
 """The key/value caches of the decoder."""
 
 from .paged import PagedCache
-from .ragged import RaggedCache
+from .ragged import RaggedCache, rotary_positions
 
-__all__ = ["CACHES", "PagedCache", "RaggedCache", "resolve_cache"]
+__all__ = ["CACHES", "PagedCache", "RaggedCache", "resolve_cache", "rotary_positions"]
 
 #: Caches by the name given to ``cache=`` and ``--cache``. They give the same tokens.
 CACHES: dict[str, type[RaggedCache]] = {"ragged": RaggedCache, "paged": PagedCache}

@@ -37,6 +37,17 @@ def new_buffer(rows: int, columns: int, states: torch.Tensor) -> torch.Tensor:
     return states.new_zeros(rows, heads, columns, width)
 
 
+def rotary_positions(columns: torch.Tensor, starts: torch.Tensor | None, places: torch.Tensor | None) -> torch.Tensor:
+    """Positions of sequence ``columns [R, T]``: the same, or, where ``places [A, M]`` says where image tokens stand, ``[A, R, T]``.
+
+    A prompt's columns (below ``starts [R]``) are their own positions along every axis, and places count from the image's first token.
+    """
+    if places is None or starts is None:
+        return columns
+    token = columns - starts[:, None]
+    return torch.where(token < 0, columns, starts[:, None] + places[:, token.clamp(0, places.shape[1] - 1)])
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's buffers ``[R, H, S, D]``, allocated at the first update from the shapes the model passes."""
 
@@ -92,6 +103,7 @@ class RaggedCache(Cache):
     Attributes:
         lengths: int64 ``[R]``, valid columns per row.
         overflow: bool ``[R]``, rows that had no room for a window on a GPU, where nobody raises; their tokens are worthless.
+        starts: int64 ``[R]``: columns of the row's prompt; ``None`` until :meth:`begin_image`.
         levels: ``None``, or int64 ``[R, W]``: noise levels of the window's inputs in the next forward, whose other inputs are timestep tokens.
     """
 
@@ -101,6 +113,8 @@ class RaggedCache(Cache):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
         self.levels: torch.Tensor | None = None
+        self.starts: torch.Tensor | None = None
+        self.places: torch.Tensor | None = None
         self._layers = [self._layer(index) for index in range(layers)]
         super().__init__(layers=[*self._layers])
 
@@ -120,6 +134,10 @@ class RaggedCache(Cache):
         """See the class."""
         return self._rows.overflow
 
+    def begin_image(self, starts: torch.Tensor, places: torch.Tensor | None) -> None:
+        """Tell that the image's tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""
+        self.starts, self.places = starts, places
+
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
         kv_rollback(self.lengths, self.lengths + counts, window=self.capacity)
@@ -132,6 +150,7 @@ class RaggedCache(Cache):
 
     def _keep(self, rows: torch.Tensor) -> None:
         self._rows.overflow = self._rows.overflow[rows]
+        self.starts = None if self.starts is None else self.starts[rows]
         self._rows.keep(len(rows))
         for layer in self._layers:
             layer.keep(len(rows))
@@ -139,13 +158,14 @@ class RaggedCache(Cache):
     def reset(self) -> None:
         """Forget everything, buffers and lengths."""
         super().reset()
+        self.starts = self.places = None
         self.lengths.zero_()
         self.overflow.zero_()
 
     def positions(self, inputs: int) -> torch.Tensor:
-        """Sequence positions ``[R, inputs]`` of the next inputs; those of timestep tokens are 0."""
+        """Positions ``[R, inputs]`` of the next inputs, or ``[A, R, inputs]`` along A rotary axes; those of timestep tokens are 0."""
         ahead = torch.arange(inputs, device=self.lengths.device)
-        positions = self.lengths[:, None] + ahead
+        positions = rotary_positions(self.lengths[:, None] + ahead, self.starts, self.places)
         return positions if self.levels is None else positions.masked_fill(ahead >= self.levels.shape[1], 0)
 
     def mask(self, inputs: int) -> torch.Tensor:

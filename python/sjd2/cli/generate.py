@@ -42,7 +42,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ (default: 0.3)")
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance steers away from")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the model's)")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the pictures, where the model makes several sizes")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the pictures")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all ids")
     parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all ids")
@@ -68,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
     output = pipeline(
         options.prompt,
         negative_prompt=options.negative_prompt,
+        height=options.height,
+        width=options.width,
         method=options.method,
         seed=options.seed,
         num_images_per_prompt=options.num_images,

@@ -14,7 +14,6 @@ from sjd2_kernels import LastForward, RowStatistics
 
 from ..cache import RaggedCache
 from ..denoising.window import NoisyWindow
-from .layout import TokenLayout
 from .state import Plan, WindowState
 
 __all__ = ["Ledger", "compact"]
@@ -87,8 +86,7 @@ def compact(plan: Plan, state: WindowState, cache: RaggedCache, ledger: Ledger, 
     model_rows = torch.cat([rows, rows + len(remaining)]) if plan.guided else rows
     ledger.keep(state, rows)
     cache.compact(model_rows)
-    layout = TokenLayout(plan.layout.forced[rows], plan.layout.lengths[rows], plan.layout.row_stride, plan.layout.end_id)
-    plan = replace(plan, layout=layout, processing=plan.processing.select(rows), seeds=plan.seeds[rows])
+    plan = replace(plan, layout=plan.layout.select(rows), processing=plan.processing.select(rows), seeds=plan.seeds[rows])
     per_row = ("tokens", "committed", "remaining", "drafts", "q_row", "forced", "iteration", "accepted", "invalid")
     selected = {name: getattr(state, name)[rows] for name in per_row}
     noise = None if state.noise is None else NoisyWindow(state.noise.levels[rows], state.noise.embeds[rows])

@@ -7,7 +7,8 @@
 ``left-copy``   the left token itself; it is known, so its q is one-hot
 ``above-copy``  the token above itself, likewise
 
-Where ``above`` has no slot in the window the token above, if there is one, is copied; in the first image row both take left.
+Where ``above`` has no slot in the window the token above, if there is one, is copied; in the first image row both take left. What is left of
+an image row is its end-of-line token, which tells nothing: there ``left`` means the one before it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _draw(
     iteration: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """A fresh draw for every slot from p of slot ``rows[b, j]`` of the last forward, or of the one slot that a slice names."""
+    """A fresh draw for every slot from p of slot ``rows[b, j]`` of the last forward, or of the one slot that ``rows[b, 0]`` or a slice names."""
     batch = slice(None) if isinstance(rows, slice) else torch.arange(len(rows), device=rows.device)[:, None]
     uncond = None if last.logits_uncond is None else last.logits_uncond[batch, rows]
     return sample(last.logits[batch, rows], uncond, processing, seeds=seeds, iteration=iteration, position=positions)
@@ -56,6 +57,7 @@ def fresh_drafts(
     last: LastForward,
     processing: LogitsProcessing,
     updated: torch.Tensor,
+    structural: bool,
     tokens: torch.Tensor,
     start: torch.Tensor,
     positions: torch.Tensor,
@@ -68,22 +70,28 @@ def fresh_drafts(
     Args:
         last: the forward that just ended.
         updated: int64 ``[B, W]``, its updated tokens, of positions ``start + (0 … W−1)``.
+        structural: whether some of the tokens are no image ids; the drafts all are.
         tokens: int64 ``[B, M]``, committed tokens by position (valid below ``start``).
         start: int64 ``[B]``, position of its slot 0.
         positions: int64 ``[B, W]``, of the next window.
         row_stride: see ``TokenLayout``.
     """
+    vocab_size = last.logits.shape[-1]
     if initialisation == "uniform":
-        return uniform_drafts(processing, last.logits.shape[-1], seeds, iteration, positions)
+        return uniform_drafts(processing, vocab_size, seeds, iteration, positions)
     right_end = updated.shape[1] - 1
-    left = updated[:, right_end:].expand_as(positions)
+    left, left_slot = updated[:, right_end:], torch.full_like(positions, right_end)
+    left_rows: torch.Tensor | slice = slice(right_end, right_end + 1)
+    if structural:
+        left_rows = torch.where(left >= vocab_size, max(right_end - 1, 0), right_end)
+        left, left_slot = updated.gather(1, left_rows).clamp(max=vocab_size - 1), left_rows.expand_as(positions)
+    left = left.expand_as(positions)
     if initialisation == "none":
         return left, torch.full_like(positions, Q_NONE)
     if initialisation == "left-copy":
         return left, torch.full_like(positions, Q_POINT)
     if initialisation == "left":
-        drawn = _draw(last, processing, slice(right_end, right_end + 1), seeds, iteration, positions)
-        return drawn, torch.full_like(positions, right_end)
+        return _draw(last, processing, left_rows, seeds, iteration, positions), left_slot
     above = positions - row_stride if row_stride else torch.full_like(positions, -1)
     slot = above - start[:, None]
     # Above a slot there may be another fresh one, without a p, when more than a whole image row was committed: then take left.
@@ -93,8 +101,10 @@ def fresh_drafts(
         updated.gather(1, slot.clamp(0, right_end)),
         torch.where(committed, tokens.gather(1, above.clamp(0, tokens.shape[1] - 1)), left),
     )
+    if structural:
+        copied = torch.where(copied < vocab_size, copied, left)
     if initialisation == "above-copy":
         return copied, torch.full_like(positions, Q_POINT)
-    rows = torch.where(in_window, slot, right_end)
+    rows = torch.where(in_window, slot, left_slot)
     drawn = _draw(last, processing, rows, seeds, iteration, positions)
     return torch.where(committed, copied, drawn), torch.where(committed, Q_POINT, rows)

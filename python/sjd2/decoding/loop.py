@@ -83,6 +83,7 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
         last=last,
         processing=plan.processing,
         updated=result.tokens,
+        structural=plan.structural,
         tokens=state.tokens,
         start=start,
         positions=positions,
@@ -107,16 +108,17 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
     """One iteration of the module's scheme."""
     with stopwatch:
         logits, logits_uncond = _forward(plan, state, cache)
+    drafts, forced = plan.image_ids(state.drafts), plan.image_ids(state.forced)
     result = verify(
         logits,
         logits_uncond,
         plan.processing,
         rule=plan.preset.rule,
-        drafts=state.drafts,
+        drafts=drafts,
         q_row=state.q_row,
         last=state.last,
         clean=torch.ones_like(state.drafts, dtype=torch.bool) if state.noise is None else state.noise.levels == 0,
-        forced=state.forced,
+        forced=forced,
         remaining=state.remaining,
         seeds=plan.seeds,
         iteration=state.iteration,
@@ -124,6 +126,8 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
         keep_ratio=plan.preset.keep_ratio,
         end_id=plan.layout.end_id,
     )
+    if plan.structural:
+        result = result._replace(tokens=torch.where(state.forced >= 0, state.forced, result.tokens))
     _advance(plan, state, cache, LastForward(logits, logits_uncond, result.statistics), result)
 
 
@@ -230,10 +234,13 @@ def decode(
         poll_every = 1 if seeds.device.type == "cpu" else 8
     elif poll_every < 1:
         raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
-    plan = Plan(model, layout, processing, preset, seeds, guided=rows == 2 * batch, cache=resolve_cache(cache), compact=compact)
+    structural = bool((layout.forced >= model.vocab_size).any())
+    plan = Plan(
+        model, layout, processing, preset, seeds, guided=rows == 2 * batch, structural=structural, cache=resolve_cache(cache), compact=compact
+    )
     with torch.inference_mode():
         if preset.denoising is not None:
-            plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device))
+            plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device, structural=structural))
         result = _run(plan, prompt, callback, poll_every)
     # A copy made out here is an ordinary tensor that the caller may write to.
     return DecodeResult(result.tokens.clone(), result.rows)

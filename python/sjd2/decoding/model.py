@@ -27,13 +27,16 @@ class Prompt:
 
 
 class DecodableModel(Protocol):
-    """A causal model over a slice of image ids ``0 … V−1``."""
+    """A causal model over a slice of image ids ``0 … V−1``.
+
+    Ids from V on are known to ``embed`` alone: structural tokens (end of line …) that the layout forces and the model never draws.
+    """
 
     #: V, rows of the sliced output head.
     vocab_size: int
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Input embeddings ``[B, N, D]`` of image ids ``[B, N]``."""
+        """Input embeddings ``[B, N, D]`` of image and structural ids ``[B, N]``."""
         ...
 
     def image_embeddings(self) -> torch.Tensor:

@@ -29,9 +29,16 @@ class Plan:
     preset: Preset
     seeds: torch.Tensor
     guided: bool
+    structural: bool  # whether the layout forces ids from V on
     cache: type[RaggedCache]
     compact: bool
     denoiser: Denoiser | None = None
+
+    def image_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """``ids`` as the ops take them, who know image ids alone: another one, which ends no row, where a structural one stands."""
+        if not self.structural:
+            return ids
+        return ids.masked_fill(ids >= self.model.vocab_size, 1 if self.layout.end_id == 0 else 0)
 
 
 @dataclass
@@ -74,6 +81,7 @@ def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState
         with stopwatch:
             plan.model.forward(prompt.embeds[:, :-1], cache)
         cache.commit(prompt.lengths - 1)
+    cache.begin_image(prompt.lengths, layout.places)
     tail = prompt.embeds[torch.arange(rows, device=device), prompt.lengths - 1][:, None]
 
     zeros = torch.zeros(batch, dtype=torch.int64, device=device)

@@ -21,6 +21,8 @@ __all__ = ["Denoiser", "NoisyWindow"]
 class _Embeddings(Protocol):
     def image_embeddings(self) -> torch.Tensor: ...
 
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
 
 @dataclass
 class NoisyWindow:
@@ -33,8 +35,9 @@ class NoisyWindow:
 class Denoiser:
     """Denoising of one run, see ``Denoising``."""
 
-    def __init__(self, settings: Denoising, window: int, model: _Embeddings, device: torch.device):
+    def __init__(self, settings: Denoising, window: int, model: _Embeddings, device: torch.device, *, structural: bool = False):
         self.settings, self.weight = settings, model.image_embeddings()
+        self.embed_structural = model.embed if structural else None
         statistics = EmbeddingStatistics.of(self.weight)
         self.statistics = statistics if settings.normalise else EmbeddingStatistics.identity_like(statistics)
         self.times = torch.tensor(settings.levels.times, dtype=statistics.mean.dtype, device=device)
@@ -46,18 +49,21 @@ class Denoiser:
     def _denoise(
         self, before: NoisyWindow, drafts: torch.Tensor, committed: torch.Tensor, levels: torch.Tensor, seeds: torch.Tensor, position: torch.Tensor
     ) -> NoisyWindow:
+        image_ids = len(self.weight)
         embeds = denoise(
             before.embeds,
             self.weight,
             self.statistics.mean,
             self.statistics.std,
-            tokens=drafts,
+            tokens=drafts if self.embed_structural is None else drafts.masked_fill(drafts >= image_ids, 0),
             committed=committed,
             levels=self.times[before.levels],
             next_levels=self.times[levels],
             seeds=seeds,
             position=position,
         )
+        if self.embed_structural is not None:  # ids that the table has no row of; their slots are clean
+            embeds = torch.where((drafts >= image_ids)[..., None], self.embed_structural(drafts), embeds)
         return NoisyWindow(levels, embeds)
 
     def begin(self, drafts: torch.Tensor, forced: torch.Tensor, seeds: torch.Tensor, position: torch.Tensor) -> NoisyWindow:

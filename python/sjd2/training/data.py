@@ -130,10 +130,10 @@ def _token_row(entry: _Entry, forced: np.ndarray, vocab_size: int) -> np.ndarray
     if len(values) != len(forced):
         raise ValueError(f"{entry.place}: expected {len(forced)} tokens, got {len(values)}")
     for index, value in enumerate(values):
-        if type(value) is not int or not 0 <= value < vocab_size:
+        if type(value) is not int or not (0 <= value < vocab_size or 0 <= value == forced[index]):
             raise ValueError(f"{entry.place}: expected token ids from 0 to {vocab_size - 1}, got {value!r} as token {index}")
     row = np.array(values, dtype=np.int32)
-    for place in np.flatnonzero((forced >= 0) & (row != forced)):
+    for place in np.flatnonzero((forced >= 0) & (row != forced)):  # the first one
         raise ValueError(f"{entry.place}: expected the structural token {forced[place]} as token {place}, got {row[place]}")
     return row
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..adapters import Adapter
+from ..cache import rotary_positions
 from ..denoising import EmbeddingStatistics
 from ..denoising.timesteps import timestep_embeddings
-from .columns import Columns, attention_mask, lay_out
+from .columns import SEQUENCE, Columns, attention_mask, lay_out
 from .plan import NoisePlan, TuningNoise
 
 __all__ = ["NextCleanTokenModel"]
@@ -72,11 +73,12 @@ class NextCleanTokenModel(nn.Module):
         Args:
             prompt_ids: int64 ``[B, P]``, padded on the left.
             prompt_mask: int64 ``[B, P]``, 1 where real.
-            tokens: int64 ``[B, N]``, image tokens in slice ids.
+            tokens: int64 ``[B, N]``, image tokens in slice ids, and structural ones.
             sequence_levels, window_start, window_levels: see :class:`NoisePlan`.
 
         Returns:
-            ``loss``: mean NLL over all predicted tokens, in nats. ``nll`` and ``count`` ``[B, K + 1]``: its sum and the number of inputs, by level.
+            ``loss``: mean NLL over all predicted image tokens, in nats. ``nll`` and ``count`` ``[B, K + 1]``: its sum and the number of inputs, by
+            level.
         """
         steps = self.noise.levels.steps
         columns = lay_out(prompt_mask, NoisePlan(sequence_levels, window_start, window_levels), steps if self.noise.timesteps else 0)
@@ -84,12 +86,13 @@ class NextCleanTokenModel(nn.Module):
         predicting = slice(prompt_ids.shape[1] - 1, prompt_ids.shape[1] - 1 + logits.shape[1])
         target, level = tokens.gather(1, columns.target[:, predicting]), columns.level[:, predicting]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        free = (target < logits.shape[-1]).to(logits.dtype)  # the others are structural: known, and outside the head's rows
+        nll = F.cross_entropy(logits.flatten(0, 1), target.clamp(max=logits.shape[-1] - 1).flatten(), reduction="none").view_as(target) * free
         sums = nll.new_zeros(len(tokens), steps + 1)
         return {
-            "loss": nll.mean(),
+            "loss": nll.sum() / free.sum(),
             "nll": sums.scatter_add(1, level, nll.detach()),
-            "count": sums.scatter_add(1, level, torch.ones_like(sums[:, :1]).expand_as(level)),
+            "count": sums.scatter_add(1, level, free),
         }
 
     def logits(self, prompt_ids: torch.Tensor, tokens: torch.Tensor, columns: Columns) -> torch.Tensor:
@@ -109,8 +112,9 @@ class NextCleanTokenModel(nn.Module):
         parts = [self.adapter.embed_ids(prompt_ids), embeds]
         if timesteps:
             parts.append(timestep_embeddings(self.noise.levels, statistics, embeds.dtype).expand(len(tokens), -1, -1))
-        predicting = slice(width - 1, image.stop)
-        return self.adapter.logits(torch.cat(parts, 1), attention_mask(columns), columns.position, outputs=predicting)
+        starts = (columns.group[:, :width] == SEQUENCE).sum(1)
+        positions = rotary_positions(columns.position, starts, self.adapter.layout(1).places)
+        return self.adapter.logits(torch.cat(parts, 1), attention_mask(columns), positions, outputs=slice(width - 1, image.stop))
 
     def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics) -> torch.Tensor:
         """``embeddings [B, C, D]`` as they are at ``levels [B, C]``: ``(1 − t)·e + t·ε`` in the normalised space."""

@@ -51,17 +51,18 @@ def record(
         drafts.append(progress.drafts.cpu().clone())
 
     count = len(prompts)
+    layout = adapter.layout(count)
     result = decode(
         adapter,
         adapter.prompt(prompts, [""] * count),
-        adapter.layout(count),
+        layout,
         LogitsProcessing.create(count, guidance_scale=list(guidance_scales), device=adapter.device, **processing),
         preset,
         seeds.to(adapter.device),
         callback=note,
     )
     tokens = result.tokens.cpu()
-    small = torch.int16 if int(adapter.vocab_size) < 2**15 else torch.int32
+    small = torch.int16 if max(int(adapter.vocab_size) - 1, int(layout.forced.max())) < 2**15 else torch.int32
     places, windows = torch.stack(committed, 1), torch.stack(drafts, 1)
     return [
         Trajectory(

@@ -1,0 +1,35 @@
+"""Reading a model from a folder, the same way for every family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    kind: Any, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
+) -> tuple[PreTrainedModel, torch.dtype]:
+    """A frozen model in evaluation mode, and the dtype that its weights are stored in.
+
+    Args:
+        kind: a class of Transformers with ``from_pretrained``.
+        options: of ``from_pretrained``: ``device_map``, ``quantization_config`` and so on. With those the model lies where they put it, and not
+            on ``device``.
+
+    Raises:
+        OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
+    """
+    model, report = kind.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True, **options)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"weights: {len(report['missing_keys'])} tensors are missing and {len(report['mismatched_keys'])} have another shape")
+    if getattr(model, "hf_device_map", None) is None and getattr(model, "hf_quantizer", None) is None:
+        model = model.to(device)
+    stored = json.loads((folder / "config.json").read_text())
+    name = stored.get("dtype") or stored.get("torch_dtype") or "float32"
+    return model.eval().requires_grad_(False), getattr(torch, name)
