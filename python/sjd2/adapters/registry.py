@@ -20,9 +20,13 @@ __all__ = ["adapter_class", "load_adapter"]
 _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
+    "glm_image": ("glm_image", "GlmImageAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3"}
+_FAMILIES = {"emu3": "emu3", "glm_image": "glm_image"}
+
+#: Where repositories of diffusers keep their autoregressive model.
+_IN_DIFFUSERS = "vision_language_encoder"
 
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
@@ -76,7 +80,7 @@ def load_adapter(
     """Load a model and wrap it in its adapter.
 
     Args:
-        model: a folder or a hub name; ``None`` for the embedded model.
+        model: a folder or a hub name, also of a pipeline of diffusers around the model; ``None`` for the embedded model.
         device: default: the GPU if there is one.
         dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
         options: of the model's ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
@@ -86,6 +90,8 @@ def load_adapter(
         ValueError: a device that is not there, damaged files, or a model that no adapter exists for.
     """
     folder = EMBEDDED_MODEL if model is None else _local_folder(model)
+    if (folder / "model_index.json").is_file() and (folder / _IN_DIFFUSERS).is_dir():
+        folder = folder / _IN_DIFFUSERS
     target = _device(device)
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16

@@ -36,7 +36,7 @@ def save_tuned(adapter: Adapter, noise: TuningNoise, folder: str | Path, log: di
     scratch.mkdir(parents=True)
     try:
         adapter.denoising = noise.denoising
-        adapter.model.config.update({"sjd2": {**adapter.model.config.sjd2, "denoising": noise.denoising.to_config()}})
+        adapter.model.config.update({"sjd2": {**(getattr(adapter.model.config, "sjd2", None) or {}), "denoising": noise.denoising.to_config()}})
         adapter.save_pretrained(scratch)
         if log is not None:
             (scratch / LOG).write_text(json.dumps(log, indent=1) + "\n")
