@@ -36,7 +36,9 @@ def test_the_card_tells_of_tuning():
     assert len(rows) == 1 + 2 + tuned.denoising.levels.steps
     figures = [[float(cell) for cell in row.strip("| ").split(" | ")[1:]] for row in rows[1:]]
     assert all(abs(uniform - 6.908) < 1e-3 and before != uniform for before, uniform in figures)
-    assert "7 steps of 8 images" in section and "11 prompts" in section and "12 seconds" in section
+    assert "7 steps of 8 images" in section
+    assert "11 prompts" in section
+    assert "12 seconds" in section
 
 
 def test_a_model_that_is_not_tuned_has_no_such_section():
