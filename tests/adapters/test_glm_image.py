@@ -162,8 +162,13 @@ def test_prior_tokens_are_the_images_each_four_times(adapter):
 
 
 def test_pixels_are_left_to_diffusers(adapter):
-    with pytest.raises(NotImplementedError, match=r"GlmImagePipeline.*prior_token_ids=adapter.prior_token_ids\(tokens, grid\), height=64, width=96"):
+    how = r"GlmImagePipeline.*prior_token_ids=adapter.prior_token_ids\(tokens, grid\)"
+    with pytest.raises(NotImplementedError, match=how):
         adapter.images(torch.zeros(1, FREE + 1, dtype=torch.int64), (2, 3))
+    with pytest.warns(UserWarning, match=how):
+        output = TextToImagePipeline(adapter)("a fox", method="mc-sjd", height=96, width=32)
+    assert output.images == []
+    assert adapter.prior_token_ids(output.tokens, (3, 1)).shape == (1, 12)
 
 
 def test_pictures_become_the_codes_that_the_model_reads_in_them(adapter):
@@ -216,6 +221,8 @@ def test_the_processor_may_lie_beside_the_model(folder, tmp_path):
 def test_tuning_from_tokens_and_on_own_drafts(folder, tmp_path):
     adapter = load_adapter(folder, device="cpu", dtype=torch.float32)
     adapter.model.requires_grad_(True)
+    for part in adapter.frozen_parts():
+        part.requires_grad_(False)
     noise = TuningNoise(NoiseLevels.karras(2), windows=2, window=6, segment=(1, 2))
     rows = adapter.encode([Image.effect_noise((40, 40), 80 + 20 * i) for i in range(4)])
     data = [{"prompt": PROMPTS[i % 2], "tokens": row} for i, row in enumerate(rows.tolist())]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GlmImageConfig, GlmImageForConditionalGeneration, GlmImageProcessor, PreTrainedTokenizerFast
+from transformers import GlmImageConfig, GlmImageForConditionalGeneration, GlmImageProcessor
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
+
+from support.byte_tokenizer import byte_tokenizer
 
 CODES, START, END, VISION_IDS = 24, 24, 25, 32
 PATCH = 4  # pixels along a side of what the vision model sees as one token
@@ -19,16 +20,15 @@ TEMPLATE = (
 
 def build_processor() -> GlmImageProcessor:
     image_tokens = [f"<|dit_token_{index}|>" for index in range(VISION_IDS)]
-    specials = ["<|endoftext|>", "<|user|>", "<|image|>", "<sop>", "<eop>"]
-    vocabulary = {token: index for index, token in enumerate([*image_tokens, *sorted(pre_tokenizers.ByteLevel.alphabet()), *specials])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*image_tokens, *specials]])
-    text = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=image_tokens[START], eos_token=image_tokens[END], pad_token="<|endoftext|>", padding_side="left",
+    text = byte_tokenizer(
+        ["<|endoftext|>", "<|user|>", "<|image|>", "<sop>", "<eop>"],
+        first=image_tokens,
+        bos_token=image_tokens[START],
+        eos_token=image_tokens[END],
+        pad_token="<|endoftext|>",
+        padding_side="left",
         extra_special_tokens={"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"},
-    )  # fmt: skip
+    )
     images = GlmImageImageProcessorPil(patch_size=PATCH, temporal_patch_size=1, merge_size=1)
     return GlmImageProcessor(images, text, chat_template=TEMPLATE)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoProcessor, GlmImageForConditionalGeneration, PretrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, GlmImageForConditionalGeneration, PretrainedConfig
 
 from ..decoding import Prompt, TokenLayout
 from .base import SamplingDefaults
@@ -52,14 +52,15 @@ class GlmImageAdapter(SlicedCausalLM):
         processor: the model's own; it writes both grids' sizes behind a prompt.
     """
 
+    model: GlmImageForConditionalGeneration
     name = "glm_image"
     defaults = SamplingDefaults(guidance_scale=1.0, temperature=0.9, top_p=0.75)
 
-    def __init__(self, model: PreTrainedModel, processor: Any):
-        super().__init__(model, 0, model.config.vq_config.num_embeddings, structural_ids=(model.config.image_end_token_id,))
+    def __init__(self, model: GlmImageForConditionalGeneration, processor: Any):
+        codes: Any = model.config.vq_config
+        super().__init__(model, 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
         self.processor = processor
-        rows, columns = (getattr(model.config, "sjd2", None) or {}).get("grid", (32, 32))
-        self.grid = rows, columns
+        self.grid = self.configured_grid((32, 32))
 
     @classmethod
     def load(
@@ -76,6 +77,18 @@ class GlmImageAdapter(SlicedCausalLM):
         adapter = cls(model, processor)
         adapter.stored_dtype = stored
         return adapter
+
+    @property
+    def missing_decoder(self) -> str | None:
+        """See ``Adapter.missing_decoder``."""
+        return (
+            "GLM-Image's pixels are made by diffusers: GlmImagePipeline.from_pretrained(…)(prompt=prompts, "
+            "prior_token_ids=adapter.prior_token_ids(tokens, grid), height=…, width=…).images"
+        )
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """See ``Adapter.frozen_parts``."""
+        return [self.model.model.visual, self.model.model.vqmodel]
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""
@@ -133,11 +146,7 @@ class GlmImageAdapter(SlicedCausalLM):
 
     def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
         """See ``Adapter.images``: the decoder is not one of Transformers' models."""
-        rows, columns = grid or self.grid
-        raise NotImplementedError(
-            "images: GLM-Image's pixels are made by diffusers: GlmImagePipeline.from_pretrained(…)(prompt=prompts, "
-            f"prior_token_ids=adapter.prior_token_ids(tokens, grid), height={rows * PATCH}, width={columns * PATCH}).images"
-        )
+        raise NotImplementedError(f"images: {self.missing_decoder}")
 
     def prior_token_ids(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """int64 ``[B, 4·h·w]``: the image's tokens of ``tokens [B, N]``, each four times, as diffusers' ``GlmImagePipeline`` takes them."""
@@ -154,7 +163,7 @@ class GlmImageAdapter(SlicedCausalLM):
     def _encoded(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> torch.Tensor:
         """Codes int64 ``[B, h·w]`` of pictures, on the CPU; the vision model sees them at half their size, so that a patch is a token."""
         backbone: Any = self.model.base_model
-        patch = self.model.config.vision_config.patch_size
+        patch = backbone.config.vision_config.patch_size
         fitted = fitted_images(images, grid[0] * patch, grid[1] * patch)
         inputs = self.processor.image_processor(fitted, do_resize=False, return_tensors="pt").to(self.device)
         features = backbone.visual(inputs["pixel_values"].to(self.dtype), grid_thw=inputs["image_grid_thw"]).pooler_output
