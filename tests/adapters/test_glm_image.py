@@ -279,7 +279,7 @@ def test_tuning_on_own_drafts(adapter):
     with torch.no_grad():
         found = DraftDistillation(adapter, noise, adapter, settings)(**DraftCollator(adapter, noise, settings)(trajectories))
     assert found["loss"].isfinite()
-    assert found["drift"].abs() < 1e-5  # the model is its own teacher: both see the same positions
+    assert (found["drift"].abs() < 1e-5).all()  # the model is its own teacher: both see the same positions
 
 
 def test_the_full_size_model():

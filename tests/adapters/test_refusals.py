@@ -37,7 +37,7 @@ CASES = {
     "Mamba": (lambda: MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4), "state .*no draft can be taken out of"),
     "RecurrentGemma": (
         lambda: RecurrentGemmaConfig(**SMALL, lru_width=32),
-        "full attention in every layer, got (linear_attention, )?sliding_attention",
+        "full attention in every layer, got (linear|sliding)_attention",
     ),
     "linear attention": (
         lambda: Qwen3NextConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, shared_expert_intermediate_size=8),
