@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 from transformers import LogitsProcessor, TrainingArguments
 
 from sjd2 import PRESETS, TextToImagePipeline, load_adapter
-from sjd2.adapters.generic import GenericAdapter
+from sjd2.adapters.generic import GenericAdapter, ImageFields
 from sjd2.denoising import NoiseLevels
 from sjd2.training import NextCleanTokenModel, NoiseCollator, TuningNoise, build_trainer, save_tuned
 from support.frozen_noise import FrozenGumbel
@@ -211,3 +214,10 @@ def test_a_prompt_without_tokens_is_an_error(folder):
     adapter = load_adapter(folder, adapter={**FIELDS, "prompt": "{prompt}", "unconditional": None}, device="cpu")
     with pytest.raises(ValueError, match=r"adapter.prompt: expected text of at least one token before an image, got ''"):
         adapter.prompt(["a fox"], [""])
+
+
+def test_the_documented_fields_are_those_that_there_are(request):
+    text = (Path(request.config.rootpath) / "docs" / "models.md").read_text()
+    table = text.split("| field | |")[1].split("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(field.name for field in fields(ImageFields))

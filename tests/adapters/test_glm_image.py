@@ -207,6 +207,10 @@ def test_sizes_that_the_model_does_not_make_are_errors(adapter, height, width, m
         adapter.grid_of(height, width)
 
 
+def test_the_usual_size_may_be_given(folder):
+    assert load_adapter(folder, adapter={"grid": [3, 1]}, device="cpu").grid_of(None, None) == (3, 1)
+
+
 def test_any_multiple_of_32_is_a_size(adapter):
     assert adapter.grid_of(None, None) == GRID
     assert adapter.grid_of(1152, 768) == (36, 24)
