@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    BertConfig,
     BloomConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
@@ -72,6 +75,45 @@ def test_models_in_memory_are_refused_for_what_they_are(case):
         model = T5ForConditionalGeneration(config()) if case == "encoder and decoder" else AutoModelForCausalLM.from_config(config())
     with pytest.raises(ValueError, match=f"model: {message}|model: .*{message}"):
         GenericAdapter(model, None, **FIELDS)
+
+
+def test_a_head_that_is_more_than_a_product_is_refused():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(BertConfig(**SMALL, is_decoder=True)).eval()
+    with pytest.raises(ValueError, match="model: expected the logits that BertLMHeadModel itself gives, got others"):
+        GenericAdapter(model, None, **FIELDS)
+
+
+def test_a_forward_that_fails_on_rows_of_different_lengths_is_refused():
+    model = AutoModelForCausalLM.from_config(
+        FalconConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True)
+    ).eval()
+    with pytest.raises(ValueError, match="model: expected a forward that takes rows of different lengths, got ValueError"):
+        GenericAdapter(model, None, **FIELDS)
+
+
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gpt2", _GPT2),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+        ("phi", {}),
+        ("gemma", {}),
+        ("glm4", {}),
+    ],
+)
+def test_stock_families_are_taken(kind, more, dtype):
+    """They pass the comparison with their own forward that the adapter makes."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SMALL | more))).to(dtype).eval()
+    assert GenericAdapter(model, None, **FIELDS).vocab_size == 16
 
 
 def test_attention_without_masks_is_refused():
