@@ -53,7 +53,10 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts."""
+    """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts.
+
+    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``).
+    """
 
     images: list[Image.Image]
     tokens: torch.Tensor
@@ -209,6 +212,8 @@ class TextToImagePipeline:
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
         self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
+        if self.adapter.missing_decoder is not None:
+            warnings.warn(f"images: there will be none, only tokens: {self.adapter.missing_decoder}", stacklevel=2)
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = _seeds(seed, len(prompts))
 
@@ -292,4 +297,5 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        return PipelineOutput(adapter.images(result.tokens, grid), tokens, reports)
+        images = adapter.images(result.tokens, grid) if adapter.missing_decoder is None else []
+        return PipelineOutput(images, tokens, reports)

@@ -20,9 +20,12 @@ __all__ = ["adapter_class", "load_adapter"]
 _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
+    "chameleon": ("chameleon", "ChameleonAdapter"),
+    "anole": ("chameleon", "AnoleAdapter"),
+    "lumina_mgpt": ("chameleon", "LuminaMGPTAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3"}
+_FAMILIES = {"emu3": "emu3", "chameleon": "chameleon"}
 
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
