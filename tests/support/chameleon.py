@@ -38,7 +38,8 @@ def chameleon_config(**fields: object) -> ChameleonConfig:
     vocabulary = chameleon_tokenizer().get_vocab()
     return ChameleonConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, initializer_range=0.4, vq_config=vq_config().to_dict(), vocabulary_map=vocabulary, **fields,
+        max_position_embeddings=512, initializer_range=0.4, vocabulary_map=vocabulary,
+        **{"vq_config": vq_config().to_dict(), **fields},
     )  # fmt: skip
 
 
@@ -63,12 +64,13 @@ def _normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
 def vqgan_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     """A VQGAN by the names of the original release, whose levels of the decoder are counted from the pixels."""
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    weights = {name: tensor.double() for name, tensor in ChameleonVQVAE(vq_config()).state_dict().items()}
+    own = ChameleonVQVAE(vq_config()).state_dict()
+    weights = {name: _normal(generator, *tensor.shape) if tensor.ndim == 4 else tensor.double() for name, tensor in own.items()}
     weights["quantize.embedding.weight"] = torch.randn(CODES, EMBED, generator=generator, dtype=torch.float64)
 
     def layer(name: str, outputs: int, inputs: int, size: int) -> None:
-        weights[f"decoder.{name}.weight"], weights[f"decoder.{name}.bias"] = _normal(generator, outputs, inputs, size, size), _normal(generator, outputs)
+        weights[f"decoder.{name}.weight"] = _normal(generator, outputs, inputs, size, size)
+        weights[f"decoder.{name}.bias"] = _normal(generator, outputs)
 
     def norm(name: str, channels: int) -> None:
         weights[f"decoder.{name}.weight"], weights[f"decoder.{name}.bias"] = 1 + _normal(generator, channels), _normal(generator, channels)

@@ -13,12 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoTokenizer, ChameleonForConditionalGeneration, ChameleonProcessor, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    ChameleonForConditionalGeneration,
+    ChameleonProcessor,
+    ChameleonVQVAEConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ..decoding import Prompt, TokenLayout
 from .base import SamplingDefaults
@@ -51,14 +58,14 @@ class ChameleonAdapter(SlicedCausalLM):
     """
 
     model: ChameleonForConditionalGeneration
+    #: See ``Adapter``.
+    name: str
     #: See ``Adapter.grid``.
     grid: tuple[int, int]
     #: Names of the structural tokens, in the order of their slice ids.
     _structural: tuple[str, ...] = ()
 
-    def __init__(
-        self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None
-    ):
+    def __init__(self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None):
         mapping = model.model.vocabulary_mapping
         self.vocabulary: dict[str, int] = mapping.vocab_map
         image_ids = mapping.image_tokens
@@ -67,14 +74,15 @@ class ChameleonAdapter(SlicedCausalLM):
         super().__init__(model, image_ids[0], len(image_ids), [self._id(name) for name in self._structural])
         self.codes = torch.tensor([mapping.bpe2img[token] for token in image_ids])
         self.processor = processor
-        self.text: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
+        self.text: Any = getattr(processor, "tokenizer", processor)
         if self.text(_END_OF_TURN, add_special_tokens=False)["input_ids"] != [self._id(_END_OF_TURN)]:
             raise ValueError(f"processor: expected a tokenizer with {_END_OF_TURN} as token {self._id(_END_OF_TURN)}, got another one")
-        vqmodel = getattr(model.model, "vqmodel", None)
+        vqmodel, vq_config = getattr(model.model, "vqmodel", None), cast(ChameleonVQVAEConfig, model.config.vq_config)
         if vqgan is None and vqmodel is not None and not vqmodel.encoder.conv_in.weight.is_meta:
-            vqgan = VQGAN(model.config.vq_config, vqmodel.state_dict(), torch.promote_types(self.dtype, torch.float32))
+            vqgan = VQGAN(vq_config, vqmodel.state_dict(), torch.promote_types(self.dtype, torch.float32))
         self.vqgan = vqgan
-        self.patch = 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
+        #: Pixels along a token's side.
+        self.patch: int = 2 ** (len(vq_config.channel_multiplier) - 1)
 
     @classmethod
     def load(
@@ -124,9 +132,10 @@ class ChameleonAdapter(SlicedCausalLM):
                 "from_pretrained(…, tokenizer=…), for Lumina-mGPT of any size Alpha-VLLM/Lumina-mGPT-7B-768"
             )
         text = AutoTokenizer.from_pretrained(tokenizer or folder, local_files_only=tokenizer is None)
-        model, stored = load_model(
+        loaded: tuple[Any, torch.dtype] = load_model(
             ChameleonForConditionalGeneration, folder, config, device=device, dtype=dtype, optional="model.vqmodel", **options
         )
+        model, stored = loaded
         found = read_vqgan(config.vq_config, folder, vqgan, torch.promote_types(model.dtype, torch.float32))
         adapter = kind(model, text, found)
         adapter.stored_dtype = stored
@@ -204,9 +213,9 @@ class ChameleonAdapter(SlicedCausalLM):
 
     def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
         """See ``Adapter.images``; one after the other, since a decoder of pixels takes more memory than one of tokens."""
-        if self.vqgan is None or self.vqgan.decoder is None:
+        decoder = None if self.vqgan is None else self.vqgan.to(self.device).decoder
+        if decoder is None:
             raise NotImplementedError(f"images: {self.missing_decoder}")
-        decoder = self.vqgan.to(self.device).decoder
         codes = self.image_codes(tokens, grid).to(self.device)
         with torch.no_grad():
             return [picture for row in codes for picture in pictures(decoder(row[None]))]
@@ -237,11 +246,9 @@ class AnoleAdapter(ChameleonAdapter):
     name = "anole"
     defaults = SamplingDefaults(guidance_scale=3.0, temperature=0.7, top_p=0.9)
 
-    def __init__(
-        self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None
-    ):
+    def __init__(self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None):
         super().__init__(model, processor, vqgan)
-        self.grid = (model.config.vq_config.resolution // self.patch,) * 2
+        self.grid = (cast(ChameleonVQVAEConfig, model.config.vq_config).resolution // self.patch,) * 2
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """See ``Adapter.grid_of``: there is one size."""

@@ -117,10 +117,11 @@ def _in_model(folder: Path) -> dict[str, torch.Tensor]:
         files = sorted({file for name, file in names.items() if name.startswith(_IN_MODEL)})
     else:
         files = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(folder / file, framework="pt") as tensors:
-            weights |= {name.removeprefix(_IN_MODEL): tensors.get_tensor(name) for name in tensors.keys() if name.startswith(_IN_MODEL)}
+            names = [name for name in tensors.keys() if name.startswith(_IN_MODEL)]  # noqa: SIM118 - it is no dictionary
+            weights |= {name.removeprefix(_IN_MODEL): tensors.get_tensor(name) for name in names}
     return weights
 
 
