@@ -51,6 +51,7 @@ def folders(tmp_path_factory):
         if name == "lumina_mgpt":
             weights = load_file(folder / "model.safetensors")
             save_file({key: value for key, value in weights.items() if ".vqmodel." not in key}, folder / "model.safetensors", {"format": "pt"})
+            (folder / "processor_config.json").unlink()
         torch.save({"state_dict": vqgan_weights(), "epoch": 3}, folder / "vqgan.ckpt")
     return found
 
@@ -183,10 +184,9 @@ def test_prompts_are_those_of_the_inference_code(pipeline):
 
 def test_anoles_prompt_is_the_processors(pipelines):
     adapter = pipelines["anole"].adapter
-    # Only its text is asked for, and an image processor would need torchvision.
-    processor = SimpleNamespace(tokenizer=adapter.text)
-    tokens = adapter.text(f"{PROMPTS[0]}{ChameleonProcessor.return_for_text_completion or processor.tokenizer.sep_token}")["input_ids"]
-    assert adapter.prompt_ids(PROMPTS[:1]) == [[adapter.vocabulary["<s>"], *tokens, adapter.vocabulary["<racm3:break>"]]]
+    assert isinstance(adapter.processor, ChameleonProcessor)
+    turn = adapter.processor(text=PROMPTS[:1])["input_ids"][0].tolist()  # this tokenizer has no post-processor that would put <s> before it
+    assert adapter.prompt_ids(PROMPTS[:1]) == [[adapter.vocabulary["<s>"], *turn, adapter.vocabulary["<racm3:break>"]]]
 
 
 @pytest.mark.parametrize("initialisation", ["none", "uniform", "left", "above", "left-copy", "above-copy"])
@@ -210,7 +210,7 @@ def test_structural_tokens_stand_where_the_model_wants_them(pipelines):
     assert pipelines["anole"](PROMPTS, method="mc-sjd").tokens.shape == (2, 16)
 
 
-@pytest.mark.parametrize("method", [name for name in PRESETS if PRESETS[name].denoising is None])
+@pytest.mark.parametrize("method", ["mc-sjd", "gs-sjd"])
 def test_a_batch_equals_single_runs(pipeline, method):
     together = pipeline(PROMPTS, method=method, seed=SEEDS)
     for row, prompt in enumerate(PROMPTS):
@@ -359,8 +359,7 @@ def test_a_model_in_memory():
 
 def test_a_tokenizer_from_elsewhere(folders, tmp_path):
     shutil.copytree(folders["lumina_mgpt"], tmp_path / "model")
-    for file in (tmp_path / "model").glob("*token*"):
-        file.unlink()
+    (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer: expected tokenizer.json in .*Alpha-VLLM/Lumina-mGPT-7B-768"):
         load(tmp_path / "model", "lumina_mgpt")
     pipeline = load(tmp_path / "model", "lumina_mgpt", tokenizer=folders["lumina_mgpt"])

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAE, ChameleonVQVAEConfig, PreTrainedTokenizerFast
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonImageProcessor,
+    ChameleonProcessor,
+    ChameleonVQVAE,
+    ChameleonVQVAEConfig,
+    PreTrainedTokenizerFast,
+)
 
 from support.byte_tokenizer import byte_tokenizer
 
@@ -50,10 +58,14 @@ def chameleon_model(**fields: object) -> ChameleonForConditionalGeneration:
     return model
 
 
+def chameleon_processor() -> ChameleonProcessor:
+    return ChameleonProcessor(ChameleonImageProcessor(), chameleon_tokenizer(), image_seq_length=16)
+
+
 def save_chameleon(folder: Path, **fields: object) -> Path:
     """As an image-to-text checkpoint: with an encoder of pixels, without a decoder."""
     chameleon_model(**fields).save_pretrained(folder)
-    chameleon_tokenizer().save_pretrained(folder)
+    chameleon_processor().save_pretrained(folder)
     return folder
 
 

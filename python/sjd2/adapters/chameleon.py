@@ -40,6 +40,17 @@ __all__ = ["AnoleAdapter", "ChameleonAdapter", "LuminaMGPTAdapter"]
 _BEGIN, _END_OF_TURN, _BEGIN_IMAGE, _END_IMAGE, _END_OF_LINE = "<s>", "<reserved08706>", "<racm3:break>", "<eoss>", "<reserved08799>"
 
 
+def _processor(folder: Path) -> ChameleonProcessor | PreTrainedTokenizerBase:
+    """What a checkpoint has: a processor, or, as Lumina-mGPT, a tokenizer alone."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"tokenizer: expected tokenizer.json in {folder}, found none; name a folder or repository that has one as "
+            "from_pretrained(…, tokenizer=…), for Lumina-mGPT of any size Alpha-VLLM/Lumina-mGPT-7B-768"
+        )
+    whole = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    return (ChameleonProcessor if whole else AutoTokenizer).from_pretrained(folder, local_files_only=True)
+
+
 class ChameleonAdapter(SlicedCausalLM):
     """What both have in common.
 
@@ -60,7 +71,6 @@ class ChameleonAdapter(SlicedCausalLM):
     model: ChameleonForConditionalGeneration
     #: See ``Adapter``.
     name: str
-    #: See ``Adapter.grid``.
     grid: tuple[int, int]
     #: Names of the structural tokens, in the order of their slice ids.
     _structural: tuple[str, ...] = ()
@@ -126,18 +136,10 @@ class ChameleonAdapter(SlicedCausalLM):
         config.update({"sjd2": entry})
         if not getattr(config, "vocabulary_map", None):
             raise ValueError("config.vocabulary_map: expected the ids of the vocabulary by name, got none")
-        if tokenizer is None and not (folder / "tokenizer.json").is_file():
-            raise ValueError(
-                f"tokenizer: expected tokenizer.json in {folder}, found none; name a folder or repository that has one as "
-                "from_pretrained(…, tokenizer=…), for Lumina-mGPT of any size Alpha-VLLM/Lumina-mGPT-7B-768"
-            )
-        text = AutoTokenizer.from_pretrained(tokenizer or folder, local_files_only=tokenizer is None)
-        loaded: tuple[Any, torch.dtype] = load_model(
-            ChameleonForConditionalGeneration, folder, config, device=device, dtype=dtype, optional="model.vqmodel", **options
-        )
-        model, stored = loaded
+        processor = _processor(folder) if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
+        model, stored = load_model(ChameleonForConditionalGeneration, folder, config, device=device, dtype=dtype, optional="model.vqmodel", **options)
         found = read_vqgan(config.vq_config, folder, vqgan, torch.promote_types(model.dtype, torch.float32))
-        adapter = kind(model, text, found)
+        adapter = kind(model, processor, found)
         adapter.stored_dtype = stored
         return adapter
 
@@ -294,8 +296,7 @@ class LuminaMGPTAdapter(ChameleonAdapter):
         self.target_size: int = target_size or entry.get("target_size") or 24 * self.unit
         if not isinstance(self.target_size, int) or self.target_size < self.unit or self.target_size % self.unit:
             raise ValueError(f"target_size: expected a multiple of {self.unit} pixels, got {self.target_size!r}")
-        rows, columns = entry.get("grid") or (self.target_size // self.patch,) * 2
-        self.grid = rows, columns
+        self.grid = self.configured_grid((self.target_size // self.patch,) * 2)
 
     def _entry(self) -> dict[str, Any]:
         return {**super()._entry(), "target_size": self.target_size}

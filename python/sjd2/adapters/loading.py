@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 __all__ = ["load_model"]
 
@@ -21,7 +21,7 @@ def load_model(
     dtype: torch.dtype | Literal["auto"],
     optional: str | None = None,
     **options: Any,
-) -> tuple[PreTrainedModel, torch.dtype]:
+) -> tuple[Any, torch.dtype]:
     """A frozen model in evaluation mode, and the dtype that its weights are stored in.
 
     Args:
