@@ -485,6 +485,16 @@ def test_the_release_by_itself(tmp_path):
     assert read_vqgan(vq_config(), None) is None
 
 
+def test_an_encoder_among_the_weights_of_several_files(tmp_path):
+    model = chameleon_model()
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    vqgan = read_vqgan(vq_config(), tmp_path, dtype=torch.float64)
+    assert vqgan.decoder is None
+    expected = model.model.vqmodel.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in vqgan.encoder.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "length", "structural"),
     [("anole", 1024, {}), ("lumina_mgpt", 48 * 49 + 1, {8803: 48, 8196: 1})],

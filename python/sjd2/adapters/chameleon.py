@@ -5,7 +5,8 @@ of its head are called.
 
 Which of the two a checkpoint is, is decided in this order: by the option ``variant`` of ``from_pretrained``; by the entry ``adapter`` of the
 configuration's ``sjd2``; by the field ``mask_image_logits``, which only configurations of Lumina-mGPT's own code have. A checkpoint with none of
-these makes images as Chameleon itself does, which is Anole's way.
+these makes images as Chameleon itself does, which is Anole's way. Lumina-mGPT 2.0 has the same class and model type, but another vocabulary and
+image tokenizer: it is refused, by its tokens.
 """
 
 from __future__ import annotations
