@@ -20,9 +20,10 @@ __all__ = ["adapter_class", "load_adapter"]
 _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
+    "janus": ("janus", "JanusAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3"}
+_FAMILIES = {"emu3": "emu3", "janus": "janus"}
 
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
