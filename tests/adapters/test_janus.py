@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from PIL import Image
 from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration, TopKLogitsWarper
 from transformers.generation import ClassifierFreeGuidanceLogitsProcessor
 
-from sjd2 import PRESETS, TextToImagePipeline
+from sjd2 import PRESETS, TextToImagePipeline, load_adapter
 from sjd2.adapters.janus import JanusAdapter
+from sjd2.training import DraftSettings, FinetuneSettings, TuningNoise, finetune
 from support.frozen_noise import FrozenGumbel
 from support.janus import CODES, SIDE, janus_model, janus_processor, save_janus
 
@@ -196,3 +199,30 @@ def test_full_size_on_the_meta_device(width, inner, layers, heads, kibibytes, pa
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.06)
     assert 2 * layers * heads * config.text_config.head_dim * 2 == kibibytes * 1024  # keys and values of a token in bfloat16
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_tuning_from_tokens(folder, tmp_path, lora):
+    before = load_adapter(folder, device="cpu", dtype=torch.float32)
+    rows = torch.randint(CODES, (8, SIDE**2), generator=torch.Generator().manual_seed(0)).tolist()
+    data = tmp_path / "tokens.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "a cat" * (index % 3), "tokens": row}) + "\n" for index, row in enumerate(rows)))
+    noise = TuningNoise(windows=2, window=6)
+    settings = FinetuneSettings(noise, steps=2, batch_size=2, lora=lora, learning_rate=1e-2, drop_captions=0.5)
+    finetune(data, tmp_path / "tuned", settings, model=folder, device="cpu")
+    tuned = TextToImagePipeline.from_pretrained(tmp_path / "tuned", device="cpu", dtype=torch.float64)
+    assert tuned.adapter.denoising == noise.denoising
+    kept = before.model.state_dict()
+    changed = {name for name, value in tuned.adapter.model.state_dict().items() if not torch.equal(value.float(), kept[name])}
+    assert {"model.generation_head.vision_head.weight", "model.generation_aligner.fc1.weight"} < changed
+    assert ("model.generation_embeddings.weight" in changed) == (lora is None)
+    assert not any(part in name for name in changed for part in ("vqmodel", "vision_model", "model.aligner"))
+    assert torch.equal(*(tuned("a cat", method=method, temperature=0.0).tokens for method in ("ar", "sjd2")))
+
+
+def test_tuning_on_own_drafts(folder, tmp_path):
+    drafts = DraftSettings(pool=8, first=4, renewed=2, every=1)
+    settings = FinetuneSettings(TuningNoise(windows=2, window=6), drafts, steps=2, batch_size=2, learning_rate=1e-2)
+    finetune(["a cat", "a dog", "a red cat", "a red dog"], tmp_path / "tuned", settings, model=folder, device="cpu")
+    output = TextToImagePipeline.from_pretrained(tmp_path / "tuned", device="cpu")("a cat", method="sjd2")
+    assert output.images[0].size == (2 * SIDE, 2 * SIDE)

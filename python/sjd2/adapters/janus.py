@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -63,7 +63,7 @@ class JanusAdapter(SlicedCausalLM):
             OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
         """
         model, stored = load_model(JanusForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
-        adapter = cls(cast(JanusForConditionalGeneration, model), AutoProcessor.from_pretrained(folder, local_files_only=True))
+        adapter = cls(model, AutoProcessor.from_pretrained(folder, local_files_only=True))
         adapter.stored_dtype = stored
         return adapter
 
@@ -85,9 +85,10 @@ class JanusAdapter(SlicedCausalLM):
         return self.model.model.generation_head(hidden)
 
     def frozen_parts(self) -> list[nn.Module]:
-        """See ``Adapter.frozen_parts``: what sees pictures, what speaks, and the tokenizer of images."""
-        inner = self.model.model
-        return [inner.vision_model, inner.aligner, inner.vqmodel, self.model.lm_head]
+        """See ``Adapter.frozen_parts``: what sees pictures, the tokenizer of images, and the head of words where it is no more than that."""
+        inner, head = self.model.model, self.model.lm_head
+        speaks_only = head.weight is not self._embedding.weight
+        return [inner.vision_model, inner.aligner, inner.vqmodel, *([head] if speaks_only else [])]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which ``new_cache`` finds."""
