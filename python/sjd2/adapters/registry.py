@@ -21,6 +21,7 @@ _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
     "janus": ("janus", "JanusAdapter"),
+    "llamagen": ("llamagen", "LlamaGenAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
 _FAMILIES = {"emu3": "emu3", "janus": "janus"}
