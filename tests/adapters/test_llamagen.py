@@ -224,8 +224,13 @@ def test_the_command_converts(checkpoints, tmp_path, capsys, monkeypatch):
     assert TextToImagePipeline.from_pretrained("made", device="cpu")("a cat").images[0].size == (8, 8)
     assert sjd2([*arguments, "--gpt", str(checkpoints["gpt"])]) == 1
     assert capsys.readouterr().err == "error: output: expected a folder that does not exist yet, made does\n"
-    for name, message in (("nothing.pt", "expected a file, nothing.pt is none"), ("text.pt", "text.pt cannot be read as a PyTorch checkpoint")):
-        (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    torch.save([1], tmp_path / "list.pt")
+    for name, message in (
+        ("nothing.pt", "expected a file, nothing.pt is none"),
+        ("text.pt", "text.pt cannot be read as a PyTorch checkpoint"),
+        ("list.pt", "expected tensors by name, list.pt holds a list"),
+    ):
         assert sjd2([*arguments[:-4], "--vq", name, *arguments[-2:], "-o", "other", "--gpt", str(checkpoints["gpt"])]) == 1
         assert f"error: vq: {message}" in capsys.readouterr().err
 
@@ -234,6 +239,13 @@ def test_a_folder_without_a_part_says_which(folder, tmp_path):
     LlamaForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"caption.safetensors is missing; `sjd2 convert llamagen` writes the whole folder"):
         load_adapter(tmp_path, device="cpu")
+
+
+def test_every_part_keeps_the_dtype_it_was_stored_in(folder, tmp_path):
+    load_adapter(folder, device="cpu", dtype=torch.float32).save_pretrained(tmp_path)
+    for part in (".", "text_encoder", "vq"):
+        assert json.loads((tmp_path / part / "config.json").read_text())["dtype"] == "float64"
+    assert CaptionProjection.load(tmp_path / "caption.safetensors").fc1.weight.dtype == torch.float64
 
 
 def test_saving_and_loading_gives_the_same_tokens(pipeline, tmp_path):

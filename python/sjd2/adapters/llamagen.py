@@ -130,6 +130,7 @@ class LlamaGenAdapter(SlicedCausalLM):
             raise ValueError(f"text: expected a tokenizer whose padding has the id 0, got {text.pad_token_id}")
         model.model.rotary_emb = GridRotary(config.head_dim)
         self.text, self.text_encoder, self.caption, self.vq = text, text_encoder, caption, vq
+        self._encoder_stored = text_encoder.dtype
         self._words, self._prefix = int(text_encoder.config.vocab_size), len(caption.unconditional)
         side = vq.config.num_patches
         self.grid = self.configured_grid((side, side))
@@ -147,23 +148,25 @@ class LlamaGenAdapter(SlicedCausalLM):
             if not (folder / part).exists():
                 raise FileNotFoundError(f"{part} is missing; `sjd2 convert llamagen` writes the whole folder")
         model, stored = load_model(LlamaForCausalLM, folder, config, device=device, dtype=dtype, **options)
-        encoder: Any = T5EncoderModel.from_pretrained(folder / TEXT_FOLDER, dtype=dtype, local_files_only=True)
-        vq: Any = JanusVQVAE.from_pretrained(folder / VQ_FOLDER, dtype="auto", local_files_only=True)
-        adapter = cls(
-            model,
-            AutoTokenizer.from_pretrained(folder / TEXT_FOLDER, local_files_only=True),
-            encoder.to(device).eval().requires_grad_(False),
-            CaptionProjection.load(folder / CAPTION_FILE).to(device, model.dtype),
-            vq.to(device).eval().requires_grad_(False),
-        )
-        adapter.stored_dtype = stored
+        encoder, encoder_stored = cls._part(T5EncoderModel, folder / TEXT_FOLDER, device, dtype)
+        vq, _ = cls._part(JanusVQVAE, folder / VQ_FOLDER, device, "auto")
+        text = AutoTokenizer.from_pretrained(folder / TEXT_FOLDER, local_files_only=True)
+        caption = CaptionProjection.load(folder / CAPTION_FILE).to(device, model.dtype)
+        adapter = cls(model, text, encoder, caption, vq)
+        adapter.stored_dtype, adapter._encoder_stored = stored, encoder_stored
         return adapter
+
+    @staticmethod
+    def _part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype | Literal["auto"]) -> tuple[Any, torch.dtype]:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        return load_model(kind, folder, config, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""
         torch.nn.Module.to(self.model, self.stored_dtype)
         self.model.save_pretrained(folder)
         save_file({name: value.to(self.stored_dtype) for name, value in self.caption.state_dict().items()}, folder / CAPTION_FILE)
+        torch.nn.Module.to(self.text_encoder, self._encoder_stored)
         self.text_encoder.save_pretrained(folder / TEXT_FOLDER)
         self.text.save_pretrained(folder / TEXT_FOLDER)
         self.vq.save_pretrained(folder / VQ_FOLDER)

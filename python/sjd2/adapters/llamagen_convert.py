@@ -45,6 +45,8 @@ def _read(argument: str, path: Path) -> _State:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kinds
         raise ValueError(f"{argument}: {path} cannot be read as a PyTorch checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{argument}: expected tensors by name, {path} holds a {type(content).__name__}")
     state = next((content[name] for name in ("model", "module", "state_dict") if name in content), content)
     return {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
