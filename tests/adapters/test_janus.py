@@ -140,6 +140,23 @@ def test_the_table_of_embeddings_is_what_tokens_are_fed_as_and_learns(pipeline):
             parameter.requires_grad_(False)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tuning_leaves_alone_exactly_what_no_image_depends_on(tied):
+    processor = janus_processor()
+    model = janus_model(processor).requires_grad_(True)
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    adapter = JanusAdapter(model, processor)
+    prompt = adapter.prompt(["a cat"], None).embeds
+    embeds = torch.cat([prompt, adapter.embed(torch.tensor([[1, 2]]))], 1)
+    count = embeds.shape[1]
+    mask = torch.ones(1, 1, count, count, dtype=torch.bool).tril()
+    adapter.logits(embeds, mask, torch.arange(count)[None]).square().sum().backward()
+    frozen = {parameter for part in adapter.frozen_parts() for parameter in part.parameters()}
+    assert frozen == {parameter for parameter in model.parameters() if parameter.grad is None}
+    assert (model.lm_head.weight in frozen) == (not tied)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -89,6 +89,7 @@ def test_a_prompt_is_its_caption_and_its_partner_the_last_unconditional_inputs(p
     adapter = pipeline.adapter
     words = int(adapter.text_encoder.config.vocab_size)
     assert [len(row) for row in adapter.prompt_ids(["ab", ""])] == [3, PREFIX]
+    assert adapter.prompt_ids(["A (Cat)"]) == adapter.prompt_ids(["a cat"])
     assert adapter.prompt_ids([""])[0] == [*range(words, words + PREFIX)]
     prompt = adapter.prompt(["ab", "c"], ["", "def"])
     assert prompt.lengths.tolist() == [3, 2, 3, 4]

@@ -23,7 +23,8 @@ def codes_of(vq: Any, images: Sequence[Image.Image], grid: tuple[int, int]) -> t
     """Codes int64 ``[B, N]``, on the CPU, of pictures cropped and resized to ``grid`` tokens.
 
     The code of a place is the entry of the codebook that its latent vector makes the smallest angle with: the tokenizer was trained so, and
-    its decoder looks at directions alone. (``JanusVQVAE.encode`` compares vectors of any length, and finds other codes.)
+    its decoder looks at directions alone. (``JanusVQVAE.encode`` takes vectors as they are, and finds other codes where the entries of the
+    codebook differ in length.)
     """
     height, width = (side * pixels_per_token(vq) for side in grid)
     codebook = F.normalize(vq.quantize.embedding.weight, dim=-1)
