@@ -23,9 +23,11 @@ _ADAPTERS = {
     "chameleon": ("chameleon", "ChameleonAdapter"),
     "anole": ("chameleon", "AnoleAdapter"),
     "lumina_mgpt": ("chameleon", "LuminaMGPTAdapter"),
+    "janus": ("janus", "JanusAdapter"),
+    "llamagen": ("llamagen", "LlamaGenAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3", "chameleon": "chameleon"}
+_FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus"}
 
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
