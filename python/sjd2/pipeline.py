@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,7 @@ class TextToImagePipeline:
         cls,
         model: str | Path | None = None,
         *,
+        adapter: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | Literal["auto"] | None = None,
         **options: Any,
@@ -138,6 +139,8 @@ class TextToImagePipeline:
         """Load a model by folder or hub name; without one, the model that ships with the package.
 
         Args:
+            adapter: what the configuration's ``sjd2`` does not say, for instance where the image tokens of a model without an adapter of its
+                own lie; see docs/models.md.
             device: default: the GPU if there is one.
             dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
             options: of the model's own ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
@@ -146,7 +149,7 @@ class TextToImagePipeline:
             FileNotFoundError: nothing there.
             ValueError: damaged files, or a model that no adapter exists for.
         """
-        return cls(load_adapter(model, device=device, dtype=dtype, **options))
+        return cls(load_adapter(model, adapter=adapter, device=device, dtype=dtype, **options))
 
     def __call__(
         self,
