@@ -34,6 +34,9 @@ _ADAPTERS = {
 #: Adapters by the ``model_type`` of a configuration.
 _FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_image": "glm_image"}
 
+#: Where repositories of diffusers keep their autoregressive model.
+_IN_DIFFUSERS = "vision_language_encoder"
+
 #: The model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
 
