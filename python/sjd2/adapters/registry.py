@@ -23,11 +23,16 @@ __all__ = ["adapter_class", "load_adapter"]
 _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
+    "chameleon": ("chameleon", "ChameleonAdapter"),
+    "anole": ("chameleon", "AnoleAdapter"),
+    "lumina_mgpt": ("chameleon", "LuminaMGPTAdapter"),
+    "janus": ("janus", "JanusAdapter"),
+    "llamagen": ("llamagen", "LlamaGenAdapter"),
     "glm_image": ("glm_image", "GlmImageAdapter"),
     "generic": ("generic", "GenericAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3", "glm_image": "glm_image"}
+_FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_image": "glm_image"}
 
 #: Where repositories of diffusers keep their autoregressive model.
 _IN_DIFFUSERS = "vision_language_encoder"
