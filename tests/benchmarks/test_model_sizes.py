@@ -30,6 +30,12 @@ def test_the_embedded_model_is_what_it_is_said_to_be():
     assert (adapter.vocab_size, adapter.layout(1).forced.shape[1]) == (row["vocab_size"], row["steps"])
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_documented(name):
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert f"\n| {name} | {STORED[name]['pixels']} |" in text
+
+
 @pytest.mark.parametrize("kv_heads", [2, 4])
 def test_a_real_cache_is_as_large_as_is_said(kv_heads):
     adapter = sliced(random_llama(kv_heads=kv_heads))
