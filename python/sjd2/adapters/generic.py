@@ -111,9 +111,11 @@ class GenericAdapter(SlicedCausalLM):
         ValueError: fields that are unknown, missing or do not fit the model, or a model that cannot be driven.
 
     Example:
-        >>> adapter = GenericAdapter(model, tokenizer, image_id_start=32000, image_ids=8192, grid=(32, 32), prompt="{prompt}<image>")
-        >>> TextToImagePipeline(adapter)("a fox").tokens.shape
-        torch.Size([1, 1024])
+        >>> from sjd2 import load_adapter
+        >>> known = load_adapter(None, device="cpu")  # a Llama and a tokenizer
+        >>> adapter = GenericAdapter(known.model, known.text, image_id_start=known.image_id_start, image_ids=1000, grid=(2, 2), top_k=100)
+        >>> tuple(adapter.layout(1).forced.shape)
+        (1, 4)
     """
 
     name = "generic"
