@@ -3,10 +3,12 @@
 from ._version import __version__
 from .adapters import load_adapter
 from .decoding import PRESETS, Preset, Progress, decode, resolve_preset
+from .generation import GenerateOutput, generate
 from .pipeline import ImageReport, PipelineOutput, TextToImagePipeline
 
 __all__ = [
     "PRESETS",
+    "GenerateOutput",
     "ImageReport",
     "PipelineOutput",
     "Preset",
@@ -14,6 +16,7 @@ __all__ = [
     "TextToImagePipeline",
     "__version__",
     "decode",
+    "generate",
     "load_adapter",
     "resolve_preset",
 ]

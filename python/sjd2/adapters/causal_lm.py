@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..cache import RaggedCache
 from ..decoding import Prompt
 from ..denoising import Denoising
+from .base import ImageRequest
 from .refusals import check_config
 
 __all__ = ["SlicedCausalLM"]
@@ -44,6 +46,11 @@ class SlicedCausalLM:
         self.stored_dtype = model.dtype
         ids = [*range(image_id_start, image_id_start + vocab_size), *self.structural_ids] if self.structural_ids else []
         self._vocabulary_ids = torch.tensor(ids, dtype=torch.int64)
+
+    @classmethod
+    def requested(cls, model: PreTrainedModel, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``; a family that does not say how is decoded over its whole vocabulary."""
+        return None
 
     @property
     def text_config(self) -> PretrainedConfig:
