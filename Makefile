@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures ablations card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures ablations tune card lint clean
 
 setup: $(VENV)/.installed
 
@@ -95,9 +95,13 @@ bench-kv: setup
 bench-ops: setup
 	$(BIN)/python benchmarks/fused_ops.py -o out/fused_ops.json --csv out/fused_ops.csv
 
+# The shipped weights from those of `python -m sjd2.tiny_scenes.train --export BASE`: about an hour on two cores; goes on where it was interrupted.
+tune: setup
+	$(BIN)/python -m sjd2.tiny_scenes.tune --base "$(BASE)" -o out/tuned
+
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup
-	$(BIN)/python -m sjd2.tiny_scenes.card --out docs
+	$(BIN)/python -m sjd2.tiny_scenes.card $(FROM_BASE) --out docs
 
 lint: setup
 	$(BIN)/ruff check .

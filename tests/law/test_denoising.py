@@ -63,6 +63,11 @@ def test_every_initialisation_of_what_noise_predicts_has_the_law_of_ar(initialis
     assert_law(Cell(rows=40_000, seed=14), replace(preset("clean front"), initialisation=initialisation))
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+def test_structural_tokens_outside_the_head_have_the_law_of_ar(window):
+    assert_law(Cell(count=6, rows=40_000, forced=(-1, -1, 2, -1, -1, 2), outside=True, groups=((1, 6, 0), (3, 6, 1)), seed=16), preset(window))
+
+
 def test_nearest_drafts_do_not_have_the_law_of_ar():
     """The published rule judges a draft by a distribution that it was not drawn from."""
     relaxed = replace(

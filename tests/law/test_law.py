@@ -56,6 +56,19 @@ def test_processing_guidance_forced_slots_and_ends_have_the_law_of_ar(method):
     assert_law(cell, method, window=4)
 
 
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+@pytest.mark.parametrize("method", ["sjd", "mc-sjd", "gs-sjd"])
+def test_structural_tokens_outside_the_head_have_the_law_of_ar(method, initialisation):
+    """Ends of lines of a 2 × 2 image, at which windows begin, end, and pass over both."""
+    cell = Cell(count=6, rows=40_000, forced=(-1, -1, 2, -1, -1, 2), outside=True, row_stride=3, groups=((1, 6, 0), (3, 6, 1), (2, 5, 2)), seed=5)
+    assert_law(cell, method, window=4, initialisation=initialisation)
+
+
+@pytest.mark.parametrize("end_id", [0, 1])
+def test_no_structural_token_outside_the_head_ends_a_row(end_id):
+    assert_law(Cell(rows=60_000, forced=(-1, 2, -1, 2), outside=True, end_id=end_id, seed=6), "mc-sjd", window=3)
+
+
 def test_a_longer_sequence_over_more_ids_has_the_law_of_ar():
     assert_law(Cell(vocab_size=5, count=4, rows=150_000, groups=((2, 4, 0), (1, 3, 1)), seed=3), "mc-sjd", window=3)
 

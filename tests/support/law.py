@@ -31,6 +31,7 @@ class Cell:
     processing: dict = field(default_factory=dict)
     guided: bool = False
     forced: tuple[int, ...] = ()
+    outside: bool = False  # tokens forced to V − 1 stand outside the head's rows instead; to the tables they are the same
     end_id: int = -1
     row_stride: int = 2
     seed: int = 0
@@ -51,6 +52,8 @@ def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     else:
         prompt = model.prompt(table, prompt_length)
     forced = torch.tensor(_forced(cell)).expand(cell.rows, -1).contiguous()
+    if cell.outside:
+        forced = torch.where(forced == cell.vocab_size - 1, cell.vocab_size, forced)
     result = decode(
         model,
         prompt,
@@ -59,7 +62,13 @@ def decode_cell(cell: Cell, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
         preset,
         torch.arange(cell.rows, device=DEVICE) + (cell.seed << 32),
     )
-    codes = (result.tokens.cpu() * cell.vocab_size ** torch.arange(cell.count)).sum(1)
+    tokens = result.tokens.cpu()
+    if cell.outside:
+        there = (forced == cell.vocab_size) & (torch.arange(cell.count) < length[:, None])
+        assert torch.equal((tokens >= cell.vocab_size) & ~there, torch.zeros_like(there))
+        assert (tokens >= cell.vocab_size).any()
+        tokens = tokens.clamp(max=cell.vocab_size - 1)
+    codes = (tokens * cell.vocab_size ** torch.arange(cell.count)).sum(1)
     return codes.numpy(), group.numpy()
 
 

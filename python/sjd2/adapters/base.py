@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..cache import RaggedCache
@@ -52,7 +53,7 @@ class ImageRequest:
 class Adapter(DecodableModel, Protocol):
     """A text-to-image model as the pipeline and tuning see it.
 
-    A ``grid`` is an image's size in tokens, (rows, columns); ``None`` is the model's usual one.
+    A ``grid`` argument is an image's size in tokens, (rows, columns); ``None`` is the attribute.
     """
 
     #: Name as stored in a configuration.
@@ -60,8 +61,10 @@ class Adapter(DecodableModel, Protocol):
     defaults: SamplingDefaults
     #: Levels, timestep tokens and normalisation that the model was tuned with (``sjd2.training``); ``None``: it was not.
     denoising: Denoising | None
-    #: What is trained; every logit comes from it.
+    #: What is trained, but for :meth:`frozen_parts`; every logit comes from it.
     model: PreTrainedModel
+    #: Rows and columns of tokens that images have where nothing else is asked for.
+    grid: tuple[int, int]
 
     @classmethod
     def requested(cls, model: PreTrainedModel, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
@@ -81,6 +84,10 @@ class Adapter(DecodableModel, Protocol):
     @property
     def device(self) -> torch.device:
         """Of the model."""
+        ...
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """Modules in ``model`` that tuning leaves alone, since no logit of an image token depends on them: image tokenizers and the like."""
         ...
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

@@ -72,6 +72,15 @@ class SlicedCausalLM:
     def _embedding(self) -> nn.Embedding:
         return self.model.get_input_embeddings()  # type: ignore[return-value]
 
+    def frozen_parts(self) -> list[nn.Module]:
+        """See ``Adapter.frozen_parts``: a language model has none."""
+        return []
+
+    def configured_grid(self, usual: tuple[int, int]) -> tuple[int, int]:
+        """The grid that the entry ``grid`` of the configuration's ``sjd2`` has, or else the ``usual`` one."""
+        rows, columns = (getattr(self.model.config, "sjd2", None) or {}).get("grid") or usual
+        return rows, columns
+
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""
         return self._embedding(ids)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 __all__ = ["load_model"]
 
 
 def load_model(
     kind: Any, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
-) -> tuple[PreTrainedModel, torch.dtype]:
+) -> tuple[Any, torch.dtype]:
     """A frozen model in evaluation mode, and the dtype that its weights are stored in.
 
     Args:

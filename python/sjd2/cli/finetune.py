@@ -54,6 +54,8 @@ def add_parser(commands: Any) -> None:
     add("--lora", type=int, metavar="RANK", help="train low-rank adapters, merged into the weights at the end (default: all parameters)")
     add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
     add("--bf16", action="store_true", help="multiply in bfloat16")
+    add("--height", type=int, metavar="PIXELS", help="of the images, where the model makes several sizes (default: the model's)")
+    add("--width", type=int, metavar="PIXELS", help="likewise")
     add("--levels", type=int, default=6, metavar="K", help="noise levels, spaced as Karras et al. do (default: %(default)s)")
     add("--layout", default="windows", metavar="L", help="windows beside a clean sequence, or segments in it as published (default: %(default)s)")
     add("--windows", type=int, default=4, metavar="M", help="of windows: how many beside a sequence (default: %(default)s)")
@@ -109,6 +111,8 @@ def run(options: argparse.Namespace) -> int:
         lora=options.lora,
         gradient_checkpointing=options.gradient_checkpointing,
         bf16=options.bf16,
+        height=options.height,
+        width=options.width,
         save_every=options.save_every,
         eval_every=options.eval_every,
         **{name: value for name, value in of_data.items() if value is not None},

@@ -17,10 +17,10 @@ import torch
 from ..adapters.registry import EMBEDDED_MODEL
 from ..adapters.tiny_scenes import TinyScenesAdapter
 from ..pipeline import TextToImagePipeline
+from .card_tuning import mean_likelihood, tuning_section
 from .judge import Judge
-from .likelihood import sequence_statistics
 from .prompts import GARMENTS, HELD_OUT_PAIRS, held_out_prompts, parse_prompt
-from .scenes import SceneBatch, SceneSampler
+from .scenes import SceneSampler
 from .source import load_photos
 from .train import MODEL_SCHEDULE
 
@@ -57,7 +57,7 @@ another. No scene repeats. {held_out} of the 120 (garment, colour) pairs are hel
 
     python -m sjd2.tiny_scenes.train --out runs/tiny_scenes --compile --export weights
 
-resumes where it stopped when it is given again. What it cost here, on {machine}{note}:
+resumes where it stopped when it is given again; this gives the *base* model. What it cost here, on {machine}{note}:
 
 | stage | scenes | seconds | resumed after a kill |
 |---|---|---|---|
@@ -78,7 +78,7 @@ Held-out minus training NLL: {gap:+.3f}. A model that had memorised its scenes w
 Pictures of all {prompts} held-out prompts by `ar`, default sampling: background right {background:.1%}, garment's colour right {colour:.1%}
 (both read from the pixels), garment named right by the classifier {garment:.1%}. The classifier names {judge:.1%} of real held-out scenes right
 (shirts, pullovers and coats look alike at this size).
-
+{tuning}
 ## Limits
 
 Garments, colours and one background: it knows no other word. Textures are Fashion-MNIST's, outlines can be rough. It is a subject for
@@ -86,14 +86,6 @@ measurements, not an image generator to use.
 
 *Written by `python -m sjd2.tiny_scenes.card`.*
 """
-
-
-def _likelihoods(adapter: TinyScenesAdapter, batch: SceneBatch) -> tuple[float, float]:
-    """Mean NLL and entropy of the image tokens of ``batch``, nats per token."""
-    codes = adapter.tokenizer.encode(batch.pixels).flatten(1)
-    parts = [sequence_statistics(adapter.model, adapter.text, batch.captions[i : i + 64], codes[i : i + 64]) for i in range(0, len(codes), 64)]
-    nll, entropy = (torch.cat(values).mean().item() for values in zip(*parts, strict=True))
-    return nll, entropy
 
 
 def _draw_curves(log: list[dict], path: Path) -> None:
@@ -132,12 +124,16 @@ def _draw_pictures(pipeline: TextToImagePipeline, path: Path) -> str:
     return output.reports[0].method
 
 
-def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, photos: str | None = None, note: str = "") -> None:
-    """Write ``model_card.md`` and its pictures into ``out``, from the model in ``folder``."""
+def write_card(
+    out: Path, folder: Path = EMBEDDED_MODEL, base: Path | None = None, scenes: int = 512, photos: str | None = None, note: str = ""
+) -> None:
+    """Write ``model_card.md`` and its pictures into ``out``, from the model in ``folder``; ``base`` is the folder of the model before tuning."""
     machine = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "a CPU")
     pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu")
     adapter = pipeline.adapter
     assert isinstance(adapter, TinyScenesAdapter)
+    before = None if base is None else TextToImagePipeline.from_pretrained(base, device="cpu").adapter
+    assert before is None or isinstance(before, TinyScenesAdapter)
     judge = Judge(adapter, folder)
     log = json.loads((folder / "training_log.json").read_text())
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -150,7 +146,7 @@ def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, phot
         "held-out photos, training pairs": SceneSampler(*test_photos, full_captions=True, seed=1).batch(0, scenes),
         "held-out photos, held-out pairs": SceneSampler(*test_photos, full_captions=True, held_out=True, seed=2).batch(0, scenes),
     }
-    likelihoods = {name: _likelihoods(adapter, batch) for name, batch in sets.items()}
+    likelihoods = {name: mean_likelihood(adapter, batch) for name, batch in sets.items()}
     real = sets["held-out photos, held-out pairs"]
     prompts = held_out_prompts()
     measures = judge(prompts, pipeline(prompts, method="ar", batch_size=44).tokens)
@@ -172,6 +168,7 @@ def write_card(out: Path, folder: Path = EMBEDDED_MODEL, scenes: int = 512, phot
                 for stage, name in (("tokenizer", "image tokenizer"), ("judge", "classifier"), ("model", f"AR model, {MODEL_SCHEDULE.steps:,} steps"))
             ),
             note=f" ({note})" if note else "",
+            tuning=tuning_section(adapter, before, log.get("tuning", {}), sets, min(scenes, 128)),
             scenes=scenes,
             likelihoods="\n".join(f"| {name} | {nll:.3f} | {entropy:.3f} |" for name, (nll, entropy) in likelihoods.items()),
             gap=likelihoods["held-out photos, training pairs"][0] - likelihoods["training photos, training pairs"][0],
@@ -188,10 +185,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m sjd2.tiny_scenes.card", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the card (default: %(default)s)")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="default: the embedded model")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="the model before tuning, to compare with")
     parser.add_argument("--photos", metavar="DIR", help="folder of the four Fashion-MNIST .gz files (default: find or fetch them)")
     parser.add_argument("--note", default="", metavar="TEXT", help="what else the training machine was doing")
     options = parser.parse_args()
-    write_card(options.out, options.model, photos=options.photos, note=options.note)
+    write_card(options.out, options.model, options.base, photos=options.photos, note=options.note)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +13,10 @@ from transformers import PreTrainedModel
 __all__ = ["add_lora", "has_lora", "merge_lora", "without_lora"]
 
 
-def add_lora(model: PreTrainedModel, rank: int) -> None:
+def add_lora(model: PreTrainedModel, rank: int, excluded: Sequence[nn.Module] = ()) -> None:
     """Freeze ``model`` and put trainable adapters of this rank beside every linear layer of its blocks; their scale is 2 (alpha = 2·rank).
+
+    What lies in ``excluded`` modules of it gets none.
 
     The new parameters are float32 beside half-precision weights, and change nothing before the first step.
 
@@ -27,7 +30,9 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "sjd2-kernels[tune]"') from error
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
+    parts = [re.escape(name) for name, module in model.named_modules() if any(module is part for part in excluded)]
+    outside = rf"({'|'.join(parts)})\..*" if parts else None
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=outside), model)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):  # steps of AdamW are smaller than their last bit
             parameter.data = parameter.data.float()

@@ -49,10 +49,13 @@ def _load(model: str | Path | None, device: torch.device | str | None, settings:
         torch.nn.Module.to(adapter.model, torch.float32)  # float16 would lose bits in bfloat16, and overflow in gradients
     if adapter.device.index not in (None, 0):
         raise ValueError(f"device: expected cpu or cuda, got {device}; choose a GPU by CUDA_VISIBLE_DEVICES")
+    adapter.grid = adapter.grid_of(settings.height, settings.width)
     torch.manual_seed(settings.seed)
     adapter.model.requires_grad_(True)
+    for part in adapter.frozen_parts():
+        part.requires_grad_(False)
     if settings.lora is not None:
-        add_lora(adapter.model, settings.lora)
+        add_lora(adapter.model, settings.lora, adapter.frozen_parts())
     return adapter
 
 
@@ -96,6 +99,8 @@ def _trainer(
         return build_trainer(tuned, collator, train, held_out, arguments, callbacks, drop_captions=settings.drop_captions), tuned
     # With LoRA the model is its own teacher; otherwise a second copy of it is.
     teacher = load_adapter(model, device=adapter.device, dtype=adapter.model.dtype) if settings.lora is None else None
+    if teacher is not None:
+        teacher.grid = adapter.grid
     tuned = DraftDistillation(adapter, settings.noise, teacher, settings.drafts)
     pool = DraftPool(adapter, train, settings.drafts, window=2 * settings.noise.window, seed=settings.seed)
     drafts = None if held_out is None else _held_out_drafts(held_out, teacher or adapter, settings, work)

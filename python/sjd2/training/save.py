@@ -19,7 +19,8 @@ LOG = "training_log.json"
 def save_tuned(adapter: Adapter, noise: TuningNoise, folder: str | Path, log: dict[str, Any] | None = None) -> None:
     """Write the tuned model: all at once, so that ``folder`` is either not there or complete.
 
-    The configuration's ``sjd2`` says under ``denoising`` what the model was tuned with, and so does ``adapter.denoising`` from now on.
+    The configuration's ``sjd2`` says under ``denoising`` what the model was tuned with, and so does ``adapter.denoising`` from now on, and under
+    ``grid`` at which size.
 
     Args:
         adapter: of the model; its weights take on the dtype they were stored in.
@@ -36,7 +37,9 @@ def save_tuned(adapter: Adapter, noise: TuningNoise, folder: str | Path, log: di
     scratch.mkdir(parents=True)
     try:
         adapter.denoising = noise.denoising
-        adapter.model.config.update({"sjd2": {**adapter.model.config.sjd2, "denoising": noise.denoising.to_config()}})
+        adapter.model.config.update(
+            {"sjd2": {**(getattr(adapter.model.config, "sjd2", None) or {}), "grid": list(adapter.grid), "denoising": noise.denoising.to_config()}}
+        )
         adapter.save_pretrained(scratch)
         if log is not None:
             (scratch / LOG).write_text(json.dumps(log, indent=1) + "\n")

@@ -32,6 +32,7 @@ class FinetuneSettings:
         lora: rank of LoRA; ``None`` trains all parameters.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, about a third more time.
         bf16: multiply in bfloat16; with LoRA, frozen weights that were stored in bfloat16 stay in it.
+        height, width: of images in pixels, where the model makes several sizes; default: the model's. The tuned model has them as its own.
         save_every, eval_every: steps between checkpoints, and between evaluations (default: a tenth of all).
 
     Raises:
@@ -51,11 +52,13 @@ class FinetuneSettings:
     lora: int | None = None
     gradient_checkpointing: bool = False
     bf16: bool = False
+    height: int | None = None
+    width: int | None = None
     save_every: int = 200
     eval_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation", "lora", "save_every", "eval_every"):
+        for name in ("steps", "batch_size", "gradient_accumulation", "lora", "height", "width", "save_every", "eval_every"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")

@@ -1,0 +1,141 @@
+"""Emu3-Gen (2409.18869): image tokens in the vocabulary of a Llama-like model, an end-of-line token behind every row of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from transformers import AutoProcessor, Emu3ForConditionalGeneration, Emu3Processor, PretrainedConfig
+
+from ..decoding import Prompt, TokenLayout
+from .base import SamplingDefaults
+from .causal_lm import SlicedCausalLM
+from .loading import load_model
+
+__all__ = ["Emu3Adapter"]
+
+#: What the published inference code steers away from.
+_NEGATIVE_PROMPT = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, normal quality, "
+    "jpeg artifacts, signature, watermark, username, blurry."
+)
+
+
+class Emu3Adapter(SlicedCausalLM):
+    """Prompts are taken as they are; the published code appends `` masterpiece, film grained, best quality.`` to them.
+
+    An image of H × W tokens is H rows of W image tokens and an end-of-line token, then the tokens end-of-frame, end-of-image and end-of-text.
+
+    Args:
+        model: loaded by Transformers.
+        processor: of the same checkpoint.
+
+    Raises:
+        ValueError: image ids that are not one range, or a tokenizer without one of the structural tokens.
+    """
+
+    model: Emu3ForConditionalGeneration
+    name = "emu3"
+    defaults = SamplingDefaults(guidance_scale=3.0, top_k=2048, negative_prompt=_NEGATIVE_PROMPT)
+
+    def __init__(self, model: Emu3ForConditionalGeneration, processor: Emu3Processor):
+        mapping = model.vocabulary_mapping
+        image_ids = mapping.image_tokens
+        if image_ids != list(range(image_ids[0], image_ids[0] + len(image_ids))):
+            raise ValueError("model: expected image tokens with ids in one range, got gaps in config.vocabulary_map")
+        text = processor.tokenizer
+        ends = {
+            "end of line": mapping.eol_token_id,
+            "end of frame": text.convert_tokens_to_ids(processor.eof_token),
+            "end of image": text.convert_tokens_to_ids(processor.image_end_token),
+            "end of text": text.eos_token_id,
+        }
+        for kind, token in ends.items():
+            if token is None:
+                raise ValueError(f"processor: expected an {kind} token, got none in its tokenizer")
+        super().__init__(model, image_ids[0], len(image_ids), tuple(ends.values()))
+        self.processor = processor
+        self._patch: int = model.model.vqmodel.spatial_scale_factor
+        self.grid = self.configured_grid((90, 90))
+
+    @classmethod
+    def load(
+        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
+    ) -> Emu3Adapter:
+        """Read a checkpoint in the format of Transformers, such as BAAI/Emu3-Gen-hf, with its processor.
+
+        Raises:
+            OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
+        """
+        model, stored = load_model(Emu3ForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
+        adapter = cls(model, AutoProcessor.from_pretrained(folder, local_files_only=True))
+        adapter.stored_dtype = stored
+        return adapter
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """See ``Adapter.frozen_parts``."""
+        return [self.model.model.vqmodel]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See ``Adapter.save_pretrained``."""
+        nn.Module.to(self.model, self.stored_dtype)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which ``new_cache`` finds."""
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("prompt: expected a caption, got an empty string")
+
+    def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """See ``Adapter.grid_of``: whole tokens along both sides."""
+        sides = []
+        for name, side, default in (("height", height, self.grid[0]), ("width", width, self.grid[1])):
+            if side is not None and (side < self._patch or side % self._patch):
+                raise ValueError(f"{name}: expected a multiple of {self._patch} pixels, got {side}")
+            sides.append(default if side is None else side // self._patch)
+        return sides[0], sides[1]
+
+    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.prompt_ids``: the caption, begin-of-image, the grid in digits, and the token that an image's tokens follow."""
+        rows, columns = grid or self.grid
+        # The processor finds the size from a ratio and an area: these give exactly this grid.
+        size = {"ratio": f"{columns}:{rows}", "image_area": rows * columns * self.processor.downsample_ratio**2}
+        return self.processor(text=list(prompts), return_for_image_generation=True, **size)["input_ids"]
+
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
+        """See ``Adapter.prompt``."""
+        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())], grid))
+
+    def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
+        """See ``Adapter.layout``."""
+        line, *end = range(self.vocab_size, self.vocab_size + len(self.structural_ids))
+        return TokenLayout.grid(batch_size, *(grid or self.grid), row_end=(line,), end=end, device=self.device)
+
+    def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
+        """See ``Adapter.images``; one after the other, since a decoder of pixels takes more memory than one of tokens."""
+        rows, columns = grid or self.grid
+        ids = self.vocabulary_ids(tokens.to(self.device))
+        with torch.no_grad():
+            pixels = [self.model.decode_image_tokens(image_tokens=row[None], height=rows, width=columns)[0].float().cpu() for row in ids]
+        return self.processor.postprocess(pixels, return_tensors="PIL.Image.Image")["pixel_values"]
+
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """See ``Adapter.encode``."""
+        rows, columns = self.grid
+        size = columns * self._patch, rows * self._patch
+        codes = []
+        with torch.no_grad():
+            for image in images:
+                fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+                inputs = self.processor.image_processor([fitted], do_resize=False, return_tensors="pt").to(self.device)
+                ids = self.model.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"])
+                codes.append(ids.view(rows, columns + 1)[:, :-1] - self.image_id_start)
+        tokens = self.layout(len(images)).forced.cpu()
+        tokens[tokens < 0] = torch.stack(codes).long().flatten().cpu()
+        return tokens
