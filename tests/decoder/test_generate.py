@@ -427,8 +427,8 @@ def test_models_that_it_cannot_drive_are_refused(model, inputs):
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0))
     with pytest.raises(ValueError, match=r"^model: expected a decoder-only model"):
         t5.generate(**inputs, custom_generate=sjd2.generate, max_new_tokens=2)
-    sliding = qwen2()
-    sliding.config.layer_types = ["full_attention", "sliding_attention"]
+    windowed = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    sliding = Qwen2ForCausalLM(Qwen2Config(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, **windowed))
     with pytest.raises(ValueError, match=r"^model: expected full attention"):
         sliding.generate(**inputs, custom_generate=sjd2.generate, max_new_tokens=2)
 

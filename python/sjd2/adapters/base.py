@@ -67,7 +67,7 @@ class Adapter(DecodableModel, Protocol):
     grid: tuple[int, int]
 
     @classmethod
-    def requested(cls, model: PreTrainedModel, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
         """The images that prompts of a call of ``generate`` ask for; ``None``: none, or of a layout that cannot be told from them.
 
         Args:

@@ -48,7 +48,7 @@ class SlicedCausalLM:
         self._vocabulary_ids = torch.tensor(ids, dtype=torch.int64)
 
     @classmethod
-    def requested(cls, model: PreTrainedModel, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
         """See ``Adapter.requested``; a family that does not say how is decoded over its whole vocabulary."""
         return None
 

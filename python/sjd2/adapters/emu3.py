@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoProcessor, Emu3ForConditionalGeneration, Emu3Processor, PretrainedConfig
 
 from ..decoding import Prompt, TokenLayout
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 
@@ -79,6 +80,28 @@ class Emu3Adapter(SlicedCausalLM):
     def frozen_parts(self) -> list[nn.Module]:
         """See ``Adapter.frozen_parts``."""
         return [self.model.model.vqmodel]
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``: the digits between the tokens begin-of-image and image tell the grid; reading them takes the processor."""
+        if processor is None:
+            return None
+        adapter = cls(model, processor)
+        grids = {adapter._requested_grid(row) for row in ids}
+        if None in grids:
+            return None
+        if len(grids) > 1:
+            raise ValueError(f"input_ids: expected prompts of one image size, got {' and '.join(f'{grid[0]}*{grid[1]}' for grid in grids if grid)}")
+        inputs.pop("image_sizes", None)
+        return ImageRequest(adapter, adapter.layout(len(ids), grids.pop()))
+
+    def _requested_grid(self, ids: Sequence[int]) -> tuple[int, int] | None:
+        text, ids = self.processor.tokenizer, list(ids)
+        start = text.convert_tokens_to_ids(self.processor.image_start_token)
+        if start not in ids or ids[-1] != text.convert_tokens_to_ids(self.processor.fake_token_around_image):
+            return None
+        digits = re.fullmatch(r"(\d+)\*(\d+)", text.decode(ids[len(ids) - ids[::-1].index(start) : -1]))
+        return (int(digits[1]), int(digits[2])) if digits else None
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""

@@ -48,7 +48,7 @@ class TinyScenesAdapter(SlicedCausalLM):
         return adapter
 
     @classmethod
-    def requested(cls, model: PreTrainedModel, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
         """See ``Adapter.requested``: whatever is words alone asks for an image."""
         fields = model.config.sjd2
         if any(token >= fields["image_id_start"] for row in ids for token in row):

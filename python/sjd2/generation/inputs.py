@@ -85,7 +85,8 @@ def check_rest(arguments: Mapping[str, Any], mask: torch.Tensor) -> None:
         if not fits or not bool(((positions == usual) | ~mask.to(positions.device)).all()):
             raise ValueError("position_ids: expected those that follow from the attention mask, got others")
     for name, value in arguments.items():
-        if name not in _IMMATERIAL and value is not None and value is not False:
+        empty = value is None or value is False or (isinstance(value, Mapping) and not value)
+        if name not in _IMMATERIAL and not empty:
             raise ValueError(f"{name}: expected a prompt of token ids alone, got an input that no adapter of this model takes")
 
 

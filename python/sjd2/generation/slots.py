@@ -86,35 +86,38 @@ class SlotRules:
             slot_of = (place - state.committed).clamp(0, window - 1)
             scores = self.vocabulary.spread(logits[every, slot_of].float())
             uncond = None if logits_uncond is None else self.vocabulary.spread(logits_uncond[every, slot_of].float())
-            outcomes = self._outcomes(known[:, : self.prompt.shape[1] + place], scores, uncond, rows)
-            for row, outcome in outcomes.items():
-                result = self.vocabulary.cut(outcome) if isinstance(outcome, torch.Tensor) else None
-                if result is not None and (starts[row] == place or bool((result > -torch.inf).any())):
-                    processed[row, place - starts[row]] = result.to(processed.dtype)
-                elif starts[row] == place:
-                    assert isinstance(outcome, Exception)
-                    raise outcome
-                else:  # a prefix that may never come about: any target serves, as long as the tokens before it go
-                    self._dead[row, place] = outcome if isinstance(outcome, Exception) else None
+            outcome, errors = self._outcome(known[:, : self.prompt.shape[1] + place], scores, uncond, rows)
+            here = torch.tensor(rows, device=logits.device)
+            outcome = self.vocabulary.cut(outcome)[here].to(processed.dtype)
+            possible = (outcome > -torch.inf).any(-1)
+            for index, row in enumerate(rows if errors or not bool(possible.all()) else ()):
+                if row in errors and starts[row] == place:
+                    raise errors[row]
+                if row in errors or (not possible[index] and starts[row] != place):
+                    # A prefix that may never come about: any target serves, as long as the tokens before it go.
+                    self._dead[row, place] = errors.get(row)
+                    outcome[index] = processed[row, place - starts[row]]
+            processed[here, slot_of[here]] = outcome
         return processed, logits_uncond if self._guides_later else None
 
-    def _outcomes(self, ids: torch.Tensor, scores: torch.Tensor, uncond: torch.Tensor | None, rows: list[int]) -> dict[int, torch.Tensor | Exception]:
-        """Processed scores ``[V]`` of each of ``rows``, or what the processors raised.
+    def _outcome(
+        self, ids: torch.Tensor, scores: torch.Tensor, uncond: torch.Tensor | None, rows: list[int]
+    ) -> tuple[torch.Tensor, dict[int, Exception]]:
+        """Processed scores ``[B, V]``, of meaning for ``rows``, and what the processors raised at some of them.
 
-        All rows go along, so that each keeps its number; what comes out for others is not used.
+        All rows go along, so that each keeps its number.
         """
         try:
-            result = self._apply(ids, scores, uncond, rows)
-            return {row: result[row] for row in rows}
+            return self._apply(ids, scores, uncond, rows), {}
         except Exception:  # drafts made up a prefix that a processor does not know; which row's, it does not say
-            outcomes: dict[int, torch.Tensor | Exception] = {}
+            outcome, errors = scores.clone(), {}
         for row in rows:
             copies = torch.full((len(ids),), row, device=ids.device)
             try:
-                outcomes[row] = self._apply(ids[copies], scores[copies], None if uncond is None else uncond[copies], [row])[row]
+                outcome[row] = self._apply(ids[copies], scores[copies], None if uncond is None else uncond[copies], [row])[row]
             except Exception as error:
-                outcomes[row] = error
-        return outcomes
+                errors[row] = error
+        return outcome, errors
 
     @property
     def _guides_later(self) -> bool:
