@@ -279,6 +279,22 @@ def test_lengths_are_those_of_generate(model, inputs):
     assert torch.equal(own, ours)
 
 
+def test_more_tokens_than_the_model_has_positions_for(model, inputs):
+    """As in snippets that count on an end id; it comes, or the model's positions end the row, and that is said."""
+    settings = {"do_sample": False, "custom_generate": sjd2.generate, "method": "jacobi", "window": 8}
+    free = model.generate(**inputs, do_sample=False, max_new_tokens=200)
+    end_id = next(one for one in range(VOCABULARY) if all(one in row for row in free[:, 7:].tolist()))
+    own = model.generate(**inputs, do_sample=False, max_new_tokens=200, eos_token_id=end_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(model.generate(**inputs, max_new_tokens=50_000, eos_token_id=end_id, **settings), own)
+    with pytest.warns(UserWarning, match=r"max_new_tokens: rows end after 242 tokens"):  # 256 − 6 before the window − 8 in it
+        cut = model.generate(**inputs, max_new_tokens=50_000, **settings)
+    assert torch.equal(cut[:, :207], free)
+    with pytest.raises(ValueError, match=r"^window: prompt, image and window together need 257 positions, the model has 256"):
+        model.generate(**inputs, max_new_tokens=243, **settings)
+
+
 def test_several_sequences_per_prompt(model, inputs):
     own, ours = both(model, inputs, do_sample=True, top_k=1, max_new_tokens=8, num_return_sequences=2)
     assert own.shape == (6, 15)

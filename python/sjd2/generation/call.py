@@ -28,6 +28,7 @@ class Call:
 
     Attributes:
         model, layout, own_ids: see ``adapters.ImageRequest``; without an image the model's whole vocabulary.
+        free: whether there is no image, and a row may have any length.
         prompt: B model rows, or 2B with guidance.
         input_ids: int64 ``[B, P]`` as ``generate`` was given them.
         sampling, ends: what processors and stopping criteria became.
@@ -38,12 +39,27 @@ class Call:
     model: SlicedCausalLM
     layout: TokenLayout
     own_ids: bool
+    free: bool
     prompt: Prompt
     input_ids: torch.Tensor
     sampling: Sampling
     ends: Ends
     pad_id: int
     as_dict: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row may have."""
+        return self.layout.forced.shape[1]
+
+    def within_positions(self, window: int) -> Call:
+        """Rows cut to what the model has positions for, where more are asked for than it has; ``window``: columns that are fed ahead."""
+        before = self.prompt.embeds.shape[1] - 1
+        limit = getattr(self.model.text_config, "max_position_embeddings", None)
+        if not self.free or limit is None or before + self.longest <= limit:
+            return self
+        length = max(1, limit - before - window)
+        return replace(self, layout=replace(self.layout, forced=self.layout.forced[:, :length], lengths=self.layout.lengths.clamp(max=length)))
 
 
 def read_call(
@@ -68,7 +84,8 @@ def read_call(
     embeds = inputs.get("inputs_embeds")
     mask = prompt_mask(input_ids if embeds is None else embeds, inputs.get("attention_mask"))
     ids = left_padded_rows(input_ids, mask) if embeds is None else None
-    request = _images(model, ids, inputs, processor) or _tokens(model, ids, len(mask), ends.length)
+    images = _images(model, ids, inputs, processor)
+    request = images or _tokens(model, ids, len(mask), ends.length)
     check_rest(inputs, mask)
     layout = replace(request.layout, lengths=request.layout.lengths.clamp(max=ends.length))
     prompt = _embedded(request.model, ids, embeds, mask)
@@ -76,7 +93,9 @@ def read_call(
         negative = _negative_ids(sampling.guidance, request.negative_ids, ids, len(mask))
         prompt = _both(prompt, request.model.prompt_from_ids(negative))
     pad_id = config.pad_token_id if config.pad_token_id is not None else next(iter(ends.ids), 0)
-    return Call(request.model, layout, request.own_ids, prompt, input_ids, sampling, ends, int(pad_id), bool(config.return_dict_in_generate))
+    return Call(
+        request.model, layout, request.own_ids, images is None, prompt, input_ids, sampling, ends, int(pad_id), bool(config.return_dict_in_generate)
+    )
 
 
 def _images(model: PreTrainedModel, ids: list[list[int]] | None, inputs: dict[str, Any], processor: Any) -> ImageRequest | None:

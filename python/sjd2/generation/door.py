@@ -113,7 +113,7 @@ def generate(
 
 def _fitted(preset: Preset, call: Call, *, by_name: bool) -> Preset:
     """The preset as the model was tuned for it, with a window that is no longer than a row."""
-    preset = replace(preset, window=min(preset.window, call.layout.forced.shape[1]))
+    preset = replace(preset, window=min(preset.window, call.longest))
     if preset.denoising is None:
         return preset
     if call.model.denoising is None:
