@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .base import Adapter
 
-__all__ = ["adapter_class", "load_adapter"]
+__all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
 
 #: Module and class by the adapter's name: imported when needed.
 _ADAPTERS = {
@@ -24,7 +24,7 @@ _ADAPTERS = {
 #: Adapters by the ``model_type`` of a configuration.
 _FAMILIES = {"emu3": "emu3"}
 
-#: The model that ships with the package.
+#: Folder of the model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
 
 
