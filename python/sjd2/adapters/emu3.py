@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoProcessor, Emu3ForConditionalGeneration, Emu3Processor, PretrainedConfig
 
 from ..decoding import Prompt, TokenLayout
-from .base import ImageRequest, SamplingDefaults
+from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 
@@ -41,6 +41,7 @@ class Emu3Adapter(SlicedCausalLM):
 
     model: Emu3ForConditionalGeneration
     name = "emu3"
+    tells_images = ("image_sizes",)
     defaults = SamplingDefaults(guidance_scale=3.0, top_k=2048, negative_prompt=_NEGATIVE_PROMPT)
 
     def __init__(self, model: Emu3ForConditionalGeneration, processor: Emu3Processor):
@@ -81,21 +82,8 @@ class Emu3Adapter(SlicedCausalLM):
         """See ``Adapter.frozen_parts``."""
         return [self.model.model.vqmodel]
 
-    @classmethod
-    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
-        """See ``Adapter.requested``: the digits between the tokens begin-of-image and image tell the grid; reading them takes the processor."""
-        if processor is None:
-            return None
-        adapter = cls(model, processor)
-        grids = {adapter._requested_grid(row) for row in ids}
-        if None in grids:
-            return None
-        if len(grids) > 1:
-            raise ValueError(f"input_ids: expected prompts of one image size, got {' and '.join(f'{grid[0]}*{grid[1]}' for grid in grids if grid)}")
-        inputs.pop("image_sizes", None)
-        return ImageRequest(adapter, adapter.layout(len(ids), grids.pop()))
-
-    def _requested_grid(self, ids: Sequence[int]) -> tuple[int, int] | None:
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: the digits between the tokens begin-of-image and image."""
         text, ids = self.processor.tokenizer, list(ids)
         start = text.convert_tokens_to_ids(self.processor.image_start_token)
         if start not in ids or ids[-1] != text.convert_tokens_to_ids(self.processor.fake_token_around_image):

@@ -88,7 +88,7 @@ def check_rest(arguments: Mapping[str, Any], mask: torch.Tensor) -> None:
         empty = value is None or value is False or (isinstance(value, Mapping) and not value)
         if name not in _IMMATERIAL and not empty:
             name = "pixel_values" if name == "mm_encoder_outputs" else name  # what Transformers has made of them by now
-            raise ValueError(f"{name}: expected a prompt of token ids alone, got an input that no adapter of this model takes")
+            raise ValueError(f"{name}: expected a prompt of token ids alone, got an input that no adapter of this model takes (some need processor=)")
 
 
 @dataclass(frozen=True)
