@@ -57,7 +57,8 @@ class SlicedCausalLM:
         """See ``Adapter.requested``: of a family whose adapter is made of a model and its processor, and says what grid a prompt asks for."""
         if processor is None:
             return None
-        adapter: Any = cls(model, processor)
+        family: Any = cls
+        adapter = family(model, processor)
         grids = {adapter.requested_grid(row, inputs) for row in ids}
         if None in grids:
             return None
