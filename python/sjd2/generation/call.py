@@ -87,6 +87,8 @@ def read_call(
     images = _images(model, ids, inputs, processor)
     request = images or _tokens(model, ids, len(mask), ends.length)
     check_rest(inputs, mask)
+    if request.own_ids:  # whose length and end ids are those of text
+        ends = replace(ends, length=request.layout.forced.shape[1], ids=())
     layout = replace(request.layout, lengths=request.layout.lengths.clamp(max=ends.length))
     prompt = _embedded(request.model, ids, embeds, mask)
     if sampling.guidance is not None:

@@ -19,7 +19,8 @@ class SliceVocabulary:
     def __init__(self, model: SlicedCausalLM, own_ids: bool = False):
         self.model, self.own_ids = model, own_ids
         self._slice = slice(model.image_id_start, model.image_id_start + model.vocab_size)
-        self._size = max(model.model.config.get_text_config(decoder=True).vocab_size, self._slice.stop)
+        rows = getattr(model.model.get_output_embeddings(), "out_features", None) or model.text_config.vocab_size
+        self._size = max(rows, self._slice.stop)
         self._whole = own_ids or self._size == model.vocab_size
 
     def vocabulary_ids(self, tokens: torch.Tensor) -> torch.Tensor:
