@@ -462,3 +462,23 @@ def test_a_forward_that_does_more_than_backbone_and_head_is_refused(model, input
     doubled = Doubled(model.config).double().eval()
     with pytest.raises(ValueError, match=r"^model: expected logits that are its head's product .*, but Doubled\.forward gives others"):
         doubled.generate(**inputs, custom_generate=sjd2.generate, max_new_tokens=2)
+
+
+def test_rows_leave_the_batch_where_end_ids_alone_decide(model, inputs):
+    """Several end ids are a rule that knows no row by its number."""
+    sizes = []
+    own = model.generate(**inputs, do_sample=False, max_new_tokens=60, eos_token_id=[7, 21])
+    lengths = (own[:, 7:] != 0).sum(1).tolist()
+    assert len(set(lengths)) > 1
+    hook = model.model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["inputs_embeds"])), with_kwargs=True)
+    ours = model.generate(**inputs, custom_generate=sjd2.generate, method="ar", do_sample=False, max_new_tokens=60, eos_token_id=[7, 21])
+    hook.remove()
+    assert torch.equal(ours, own)
+    assert min(sizes) < 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_precisions_are_no_reason_to_refuse_a_model(inputs, dtype):
+    other = random_llama(dtype=dtype)
+    ids = other.generate(**inputs, custom_generate=sjd2.generate, do_sample=True, top_k=9, max_new_tokens=12, eos_token_id=None, seed=1)
+    assert ids.shape == (3, 19)

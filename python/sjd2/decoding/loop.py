@@ -220,7 +220,7 @@ def decode(
         poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
         cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
         compact: let finished rows leave the batch where the host looks. The tokens are the same.
-        rules: what else decides what is drawn and where rows end; with them no row leaves the batch.
+        rules: what else decides what is drawn and where rows end.
 
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1, an unknown cache.
@@ -251,7 +251,7 @@ def decode(
         guided=rows == 2 * batch,
         structural=structural,
         cache=resolve_cache(cache),
-        compact=compact and rules is None,
+        compact=compact and not (rules is not None and rules.numbered),
         rules=rules,
     )
     with torch.inference_mode():

@@ -13,10 +13,13 @@ __all__ = ["Rules"]
 
 
 class Rules(Protocol):
-    """Looks at every iteration of a run, whose rows then stay together to its end.
+    """Looks at every iteration of a run.
 
     Exact as long as what a slot is given depends on its row's tokens before it alone.
     """
+
+    #: Whether rows are known by their number; then none leaves the batch before all are finished.
+    numbered: bool
 
     def targets(self, logits: torch.Tensor, logits_uncond: torch.Tensor | None, state: WindowState) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the iteration draws from instead of the model's ``logits [B, W, V]``, given the window's ``state`` before it."""

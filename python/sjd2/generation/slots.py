@@ -58,6 +58,7 @@ class SlotRules:
     ):
         self.prompt, self.vocabulary, self.processors, self.criteria = prompt, vocabulary, processors, criteria
         self.end_ids = torch.tensor(list(end_ids), dtype=torch.int64, device=prompt.device)
+        self.numbered = bool(processors or criteria)
         self.ends: dict[int, int] = {}
         self._seen = [0] * len(prompt)
         self._dead: dict[tuple[int, int], Exception | None] = {}
@@ -146,14 +147,11 @@ class SlotRules:
                 if committed[row] > place:
                     text = f"logits_processor: expected at least one id that may be drawn, got none for token {place} of row {row}"
                     raise error or FloatingPointError(text)
-        known = self._known(state)
-        stopped = torch.zeros(len(known), dtype=torch.bool, device=known.device)
-        if len(self.end_ids):
-            tokens = known[:, self.prompt.shape[1] :]
-            committed_here = torch.arange(tokens.shape[1], device=tokens.device) < state.committed[:, None]
-            stopped = (torch.isin(tokens, self.end_ids) & committed_here).any(1)
+        tokens = self.vocabulary.vocabulary_ids(state.tokens)
+        final = torch.arange(tokens.shape[1], device=tokens.device) < state.committed[:, None]
+        stopped = (torch.isin(tokens, self.end_ids) & final).any(1)
         if self.criteria:
-            self._look(known, state.committed.tolist())
+            self._look(self._known(state), state.committed.tolist())
             for row in self.ends:
                 stopped[row] = True
         return stopped
