@@ -67,7 +67,7 @@ def test_every_lossless_preset_has_the_law_of_ar(method):
         LogitsProcessing.create(ROWS, **processing),
         with_noise(resolve_preset(method, window=3)),
         torch.arange(ROWS),
-        rules=SlotRules(torch.empty(ROWS, 0, dtype=torch.int64), AllIds(), [looks_back], [], []),
+        rules=SlotRules(torch.empty(ROWS, 0, dtype=torch.int64), AllIds(), [looks_back], [], torch.empty(0, dtype=torch.int64)),
     )
     codes = (result.tokens * IDS ** torch.arange(COUNT)).sum(1)
     for one in range(2):

@@ -44,7 +44,8 @@ def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Call
     rules = None
     if sampling.before or call.ends.criteria or len(end_ids) > 1:
         _tell(call)
-        rules = SlotRules(call.input_ids.to(device), vocabulary, sampling.before, call.ends.criteria, end_ids)
+        ends = torch.tensor(end_ids, dtype=torch.int64, device=device)
+        rules = SlotRules(call.input_ids, vocabulary, sampling.before, call.ends.criteria, ends)
     processing = LogitsProcessing.create(
         len(seeds),
         guidance_scale=sampling.guidance_scale,

@@ -38,11 +38,11 @@ class SlotRules:
     """See the module; implements ``decoding.Rules``.
 
     Args:
-        prompt: int64 ``[B, P]``, padded on the left, as ``generate`` was given it.
+        prompt: int64 ``[B, P]``, padded on the left, as ``generate`` was given it; processors and criteria get everything on its device.
         vocabulary: of the tokens that are decoded.
         processors: applied to every slot, in this order.
         criteria: looked at for every committed token; a row ends at the first one for which they fire.
-        end_ids: ids of the vocabulary that end a row.
+        end_ids: int64, ids of the vocabulary that end a row, on the model's device.
 
     Attributes:
         ends: tokens of each row that a criterion ended, by its number.
@@ -54,10 +54,10 @@ class SlotRules:
         vocabulary: Vocabulary,
         processors: Sequence[LogitsFunction | Guidance],
         criteria: Sequence[Any],
-        end_ids: Sequence[int],
+        end_ids: torch.Tensor,
     ):
         self.prompt, self.vocabulary, self.processors, self.criteria = prompt, vocabulary, processors, criteria
-        self.end_ids = torch.tensor(list(end_ids), dtype=torch.int64, device=prompt.device)
+        self.end_ids = end_ids
         self.numbered = bool(processors or criteria)
         self.ends: dict[int, int] = {}
         self._seen = [0] * len(prompt)
@@ -85,11 +85,11 @@ class SlotRules:
         self._dead = {}
         for place, rows in sorted(places.items()):
             slot_of = (place - state.committed).clamp(0, window - 1)
-            scores = self.vocabulary.spread(logits[every, slot_of].float())
-            uncond = None if logits_uncond is None else self.vocabulary.spread(logits_uncond[every, slot_of].float())
+            scores = self._scores(logits[every, slot_of])
+            uncond = None if logits_uncond is None else self._scores(logits_uncond[every, slot_of])
             outcome, errors = self._outcome(known[:, : self.prompt.shape[1] + place], scores, uncond, rows)
             here = torch.tensor(rows, device=logits.device)
-            outcome = self.vocabulary.cut(outcome)[here].to(processed.dtype)
+            outcome = self.vocabulary.cut(outcome)[rows].to(processed)
             possible = (outcome > -torch.inf).any(-1)
             for index, row in enumerate(rows if errors or not bool(possible.all()) else ()):
                 if row in errors and starts[row] == place:
@@ -100,6 +100,9 @@ class SlotRules:
                     outcome[index] = processed[row, place - starts[row]]
             processed[here, slot_of[here]] = outcome
         return processed, logits_uncond if self._guides_later else None
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.vocabulary.spread(logits.float()).to(self.prompt.device)
 
     def _outcome(
         self, ids: torch.Tensor, scores: torch.Tensor, uncond: torch.Tensor | None, rows: list[int]
