@@ -7,8 +7,14 @@ import warnings
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     DynamicCache,
     EosTokenCriteria,
+    FalconConfig,
+    FalconForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,6 +22,8 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     StoppingCriteria,
@@ -372,7 +380,30 @@ def gpt2():
     return GPT2LMHeadModel(config).double().eval()
 
 
-@pytest.mark.parametrize("build", [qwen2, gpt2])
+def opt():
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, init_std=0.4, word_embed_proj_dim=32
+    )
+    return OPTForCausalLM(config).double().eval()
+
+
+def falcon(**fields):
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.4, **fields)
+    return FalconForCausalLM(config).double().eval()
+
+
+def gemma():
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=8,
+        initializer_range=0.4,
+    )  # fmt: skip
+    return GemmaForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("build", [qwen2, gpt2, opt, falcon, gemma])
 @pytest.mark.parametrize("method", ["jacobi", "mc-sjd"])
 def test_other_families(build, inputs, method):
     other = build()
@@ -447,6 +478,13 @@ def test_models_that_it_cannot_drive_are_refused(model, inputs):
     sliding = Qwen2ForCausalLM(Qwen2Config(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, **windowed))
     with pytest.raises(ValueError, match=r"^model: expected full attention"):
         sliding.generate(**inputs, custom_generate=sjd2.generate, max_new_tokens=2)
+
+
+def test_backbones_that_take_no_positions_are_refused(inputs):
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2))
+    for other in (bloom, falcon(alibi=True)):
+        with pytest.raises(ValueError, match=r"^model: expected a backbone that takes position"):
+            other.generate(**inputs, custom_generate=sjd2.generate, max_new_tokens=2)
 
 
 class Doubled(type(random_llama())):

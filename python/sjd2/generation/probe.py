@@ -41,7 +41,7 @@ def check_logits(adapter: SlicedCausalLM, ids: list[int]) -> None:
 
     Raises:
         ValueError: they differ by more than rounding: the forward does something to them (Chameleon's masks image tokens), or the backbone
-            does not go by positions and mask.
+            does not go by positions and mask, or takes none.
     """
     model = adapter.model
     if model in _checked or model.training or adapter.device.type == "meta":
@@ -51,12 +51,20 @@ def check_logits(adapter: SlicedCausalLM, ids: list[int]) -> None:
         keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         own = model(input_ids=row, use_cache=False, **keep).logits[0, -1].to(adapter.device)
         cache = adapter.new_cache(1, row.shape[1])
-        ours = adapter.forward(adapter.embed_ids(row), cache)[0, -1]
+        try:
+            ours = adapter.forward(adapter.embed_ids(row), cache)[0, -1]
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"model: expected a backbone that takes positions and a mask for every row, got {type(model.base_model).__name__}, which fails with "
+                f"{error}"
+            ) from error
     own = own[: len(ours)].to(torch.promote_types(torch.float32, own.dtype))
-    error, size = (ours - own).abs().max(), own.abs().max()
-    if not error <= torch.finfo(adapter.dtype).eps ** 0.5 * size:
+    distance, size = (ours - own).abs().max(), own.abs().max()
+    if not distance <= torch.finfo(adapter.dtype).eps ** 0.5 * size:
         raise ValueError(
             f"model: expected logits that are its head's product with what its backbone gives, but {type(model).__name__}.forward gives others: up "
-            f"to {float(error):.2g} away, at a size of {float(size):.2g}"
+            f"to {float(distance):.2g} away, at a size of {float(size):.2g}"
         )
     _checked.add(model)
