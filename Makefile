@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops pictures ablations tune card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card lint clean
 
 setup: $(VENV)/.installed
 
@@ -91,6 +91,12 @@ ablations: setup
 bench-kv: setup
 	$(BIN)/python benchmarks/kv_cache.py --rows 2 --threads 1 --repeats 12 -o benchmarks/results/kv_cache.json
 	$(BIN)/python benchmarks/tables.py
+
+# Layout, parameters and cache of every model family at full size, without weights, stored; the table in docs/models.md.
+model-sizes: setup
+	$(BIN)/python benchmarks/model_sizes.py -o benchmarks/results/model_sizes.json
+	$(BIN)/python benchmarks/tables.py
+
 # Times of the ops beside their floors and peers; worth something on a GPU only.
 bench-ops: setup
 	$(BIN)/python benchmarks/fused_ops.py -o out/fused_ops.json --csv out/fused_ops.csv

@@ -128,6 +128,34 @@ def kv_cache_conditions(results: dict) -> str:
     )
 
 
+def _size(count: float) -> str:
+    """Bytes in the unit that they have one to four digits in."""
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:,.0f} {unit}"
+    return f"{count / 1024:,.2f} GiB"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:,.0f} M"
+
+
+def model_sizes_table(results: dict) -> str:
+    """Layout, parameters and cache of every family."""
+    lines = [
+        "| model | image | tokens | AR steps | V | parameters (decoding) | cache per token | one image | guided |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["models"]:
+        lines.append(
+            f"| {row['name']} | {row['pixels']} | {row['grid']} | {row['steps']:,} | {row['vocab_size']:,} | "
+            f"{_parameters(row['parameters'])} ({_parameters(row['decoding_parameters'])}) | {_size(row['cache_bytes_per_token'])} | "
+            f"{_size(row['cache_bytes'])} | {_size(row['guided_cache_bytes'])} |"
+        )
+    return "\n".join(lines)
+
+
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
     "compression": ("embedded_model.json", compression_table),
@@ -135,11 +163,12 @@ TABLES = {
     "pictures": ("pictures.json", pictures_table),
     "kv_cache": ("kv_cache.json", kv_cache_table),
     "kv_cache_conditions": ("kv_cache.json", kv_cache_conditions),
+    "model_sizes": ("model_sizes.json", model_sizes_table),
     "pictures_conditions": ("pictures.json", pictures_conditions),
     "pictures_untuned": ("pictures.json", untuned_pictures_table),
     **{name: ("ablations.json", table) for name, table in ABLATION_TABLES.items()},
 }
-FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/sjd2.md")
+FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/sjd2.md")
 
 
 def filled(text: str, results_folder: Path = RESULTS) -> str:

@@ -46,6 +46,7 @@ def test_tables_agree_with_the_stored_results(root):
         "docs/exactness.md",
         "docs/kernels.md",
         "docs/kv_cache.md",
+        "docs/models.md",
         "docs/sjd2.md",
         "docs/tuning.md",
     ],

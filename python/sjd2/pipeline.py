@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,10 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts."""
+    """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts.
+
+    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``).
+    """
 
     images: list[Image.Image]
     tokens: torch.Tensor
@@ -107,6 +110,7 @@ class TextToImagePipeline:
         cls,
         model: str | Path | None = None,
         *,
+        adapter: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | Literal["auto"] | None = None,
         **options: Any,
@@ -114,6 +118,8 @@ class TextToImagePipeline:
         """Load a model by folder or hub name; without one, the model that ships with the package.
 
         Args:
+            adapter: what the configuration's ``sjd2`` does not say, for instance where the image tokens of a model without an adapter of its
+                own lie; see docs/models.md.
             device: default: the GPU if there is one.
             dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
             options: of the model's own ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
@@ -122,7 +128,7 @@ class TextToImagePipeline:
             FileNotFoundError: nothing there.
             ValueError: damaged files, or a model that no adapter exists for.
         """
-        return cls(load_adapter(model, device=device, dtype=dtype, **options))
+        return cls(load_adapter(model, adapter=adapter, device=device, dtype=dtype, **options))
 
     def __call__(
         self,
@@ -188,6 +194,8 @@ class TextToImagePipeline:
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
         self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
+        if self.adapter.missing_decoder is not None:
+            warnings.warn(f"images: there will be none, only tokens: {self.adapter.missing_decoder}", stacklevel=2)
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = one_seed_each(seed, len(prompts))
 
@@ -265,4 +273,5 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        return PipelineOutput(adapter.images(result.tokens, grid), tokens, reports)
+        images = adapter.images(result.tokens, grid) if adapter.missing_decoder is None else []
+        return PipelineOutput(images, tokens, reports)

@@ -82,6 +82,11 @@ class Adapter(DecodableModel, Protocol):
         ...
 
     @property
+    def missing_decoder(self) -> str | None:
+        """Why tokens cannot become pixels here, and what would help; ``None``: :meth:`images` makes pictures."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Of the model."""
         ...
@@ -144,7 +149,7 @@ class Adapter(DecodableModel, Protocol):
         """Pictures of decoded token sequences ``[B, N]``.
 
         Raises:
-            NotImplementedError: the model's tokens become pixels in a model that is none of Transformers'; the message says which.
+            NotImplementedError: there is a :attr:`missing_decoder`, which the message tells.
         """
         ...
 
@@ -154,7 +159,7 @@ class Adapter(DecodableModel, Protocol):
         A picture of another size or shape is cropped to its centre and resized (Lanczos) to what the model usually makes.
 
         Raises:
-            NotImplementedError: see :meth:`images`.
+            NotImplementedError: pictures cannot become tokens here; the message says what would help.
         """
         ...
 

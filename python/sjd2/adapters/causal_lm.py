@@ -86,6 +86,11 @@ class SlicedCausalLM:
         return self.model.config.get_text_config(decoder=True)
 
     @property
+    def missing_decoder(self) -> str | None:
+        """See ``Adapter.missing_decoder``: nothing is missing."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Of the inputs: a trainer moves the model, and a sharded one takes them where its embedding lies."""
         weight = self._embedding.weight

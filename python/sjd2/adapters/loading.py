@@ -13,12 +13,20 @@ __all__ = ["load_model"]
 
 
 def load_model(
-    kind: Any, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
+    kind: Any,
+    folder: Path,
+    config: PretrainedConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | Literal["auto"],
+    optional: str | None = None,
+    **options: Any,
 ) -> tuple[Any, torch.dtype]:
     """A frozen model in evaluation mode, and the dtype that its weights are stored in.
 
     Args:
         kind: a class of Transformers with ``from_pretrained``.
+        optional: name of a module that checkpoints may come without; the model has none then.
         options: of ``from_pretrained``: ``device_map``, ``quantization_config`` and so on. With those the model lies where they put it, and not
             on ``device``.
 
@@ -26,8 +34,15 @@ def load_model(
         OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
     """
     model, report = kind.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True, **options)
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise ValueError(f"weights: {len(report['missing_keys'])} tensors are missing and {len(report['mismatched_keys'])} have another shape")
+    missing = set(report["missing_keys"])
+    if optional is not None:
+        owner, _, name = optional.rpartition(".")
+        tensors = {f"{optional}.{tensor}" for tensor in model.get_submodule(optional).state_dict()}
+        if tensors <= missing:
+            missing -= tensors
+            delattr(model.get_submodule(owner), name)  # what it has is random
+    if missing or report["mismatched_keys"]:
+        raise ValueError(f"weights: {len(missing)} tensors are missing and {len(report['mismatched_keys'])} have another shape")
     if getattr(model, "hf_device_map", None) is None and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     stored = json.loads((folder / "config.json").read_text())

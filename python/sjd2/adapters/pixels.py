@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-__all__ = ["fitted_pixels", "one_size", "pictures"]
+__all__ = ["fitted_images", "fitted_pixels", "one_size", "pictures"]
+
+
+def fitted_images(images: Sequence[Image.Image], height: int, width: int) -> list[Image.Image]:
+    """RGB pictures of this size, cropped to their centre and resized (Lanczos) where they are larger or smaller."""
+    return [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS) for image in images]
 
 
 def fitted_pixels(images: Sequence[Image.Image], height: int, width: int) -> torch.Tensor:
-    """float32 ``[B, 3, height, width]`` in [-1, 1] of pictures, cropped to their centre and resized (Lanczos) where they are larger or smaller."""
-    fitted = [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS) for image in images]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in fitted])).permute(0, 3, 1, 2) / 127.5 - 1
+    """float32 ``[B, 3, height, width]`` in [-1, 1] of :func:`fitted_images`."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in fitted_images(images, height, width)])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def pictures(pixels: torch.Tensor) -> list[Image.Image]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+import inspect
 
-__all__ = ["check_config"]
+from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["check_config", "check_forward"]
 
 #: Entries of ``layer_types`` by what is wrong with them; everything else that is not full attention keeps a state that cannot be rolled back.
 _WINDOWED = ("sliding_attention", "chunked_attention")
@@ -23,8 +25,8 @@ def check_config(config: PretrainedConfig, text_config: PretrainedConfig) -> Non
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model: expected a decoder-only model, got the encoder-decoder model type {config.model_type!r}")
-    attention = text_config._attn_implementation
-    if attention not in ("sdpa", "eager"):  # FlashAttention takes no mask, and a ragged window needs one
+    attention = text_config._attn_implementation  # None: no model has been made of the configuration yet
+    if attention not in (None, "sdpa", "eager"):  # FlashAttention takes no mask, and a ragged window needs one
         raise ValueError(f"model: expected attn_implementation sdpa or eager, got {attention}")
     layers = getattr(text_config, "layer_types", None) or ["sliding_attention" if getattr(text_config, "sliding_window", None) else "full_attention"]
     others = sorted(set(layers) - {"full_attention"})
@@ -38,3 +40,17 @@ def check_config(config: PretrainedConfig, text_config: PretrainedConfig) -> Non
         raise ValueError(
             f"model: expected a model of attention layers, got model type {config.model_type!r}, whose state no draft can be taken out of"
         )
+
+
+def check_forward(model: PreTrainedModel) -> None:
+    """Refuse a model of a family that nothing is known of if its forward shows that it cannot be driven.
+
+    Raises:
+        ValueError: a recurrent state that the configuration does not tell of, or no positions, masks, embeddings or cache to be given.
+    """
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(f"model: expected full attention in every layer, got {type(model).__name__}, whose state no draft can be taken out of")
+    taken = inspect.signature(model.base_model.forward).parameters
+    lacking = [name for name in ("inputs_embeds", "attention_mask", "position_ids", "past_key_values") if name not in taken]
+    if lacking:
+        raise ValueError(f"model: expected a forward that takes {', '.join(lacking)}, got {type(model).__name__}, whose does not")

@@ -1,10 +1,12 @@
 """Which adapter drives a model: decided by its configuration alone.
 
-A configuration names its adapter in ``sjd2.adapter``, or has the ``model_type`` of a family that an adapter exists for.
+A configuration names its adapter in ``sjd2.adapter``, or has the ``model_type`` of a family that an adapter exists for. What it does not say can
+be given when a model is loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from .base import Adapter
+from .refusals import check_config
 
 __all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
 
@@ -20,9 +23,19 @@ __all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
 _ADAPTERS = {
     "tiny_scenes": ("tiny_scenes", "TinyScenesAdapter"),
     "emu3": ("emu3", "Emu3Adapter"),
+    "chameleon": ("chameleon", "ChameleonAdapter"),
+    "anole": ("chameleon", "AnoleAdapter"),
+    "lumina_mgpt": ("chameleon", "LuminaMGPTAdapter"),
+    "janus": ("janus", "JanusAdapter"),
+    "llamagen": ("llamagen", "LlamaGenAdapter"),
+    "glm_image": ("glm_image", "GlmImageAdapter"),
+    "generic": ("generic", "GenericAdapter"),
 }
 #: Adapters by the ``model_type`` of a configuration.
-_FAMILIES = {"emu3": "emu3"}
+_FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_image": "glm_image"}
+
+#: Where repositories of diffusers keep their autoregressive model.
+_IN_DIFFUSERS = "vision_language_encoder"
 
 #: Folder of the model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
@@ -57,11 +70,18 @@ def adapter_class(config: PretrainedConfig) -> Any:
     """The class of the adapter for a model of this configuration.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; where the model could not be driven in any case, that is the reason given.
     """
-    name = (getattr(config, "sjd2", None) or {}).get("adapter") or _FAMILIES.get(config.model_type)
+    named = (getattr(config, "sjd2", None) or {}).get("adapter")
+    name = named or _FAMILIES.get(config.model_type)
     if name not in _ADAPTERS:
-        raise ValueError(f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got model type {config.model_type!r}")
+        if named is None:
+            check_config(config, config.get_text_config(decoder=True))
+        found = f"model type {config.model_type!r}" if named is None else f"sjd2.adapter = {named!r}"
+        raise ValueError(
+            f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got {found}; where the image tokens lie in another model "
+            "can be told as adapter={'image_id_start': …, 'image_ids': …, 'grid': …}, see docs/models.md"
+        )
     module, kind = _ADAPTERS[name]
     return getattr(import_module(f".{module}", __package__), kind)
 
@@ -69,6 +89,7 @@ def adapter_class(config: PretrainedConfig) -> Any:
 def load_adapter(
     model: str | Path | None,
     *,
+    adapter: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | Literal["auto"] | None = None,
     **options: Any,
@@ -76,7 +97,9 @@ def load_adapter(
     """Load a model and wrap it in its adapter.
 
     Args:
-        model: a folder or a hub name; ``None`` for the embedded model.
+        model: a folder or a hub name, also of a pipeline of diffusers around the model; ``None`` for the embedded model.
+        adapter: entries that go before those of the configuration's ``sjd2``: ``grid``, or for a family without an adapter of its own the fields
+            of ``generic.ImageFields``.
         device: default: the GPU if there is one.
         dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
         options: of the model's ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
@@ -86,6 +109,8 @@ def load_adapter(
         ValueError: a device that is not there, damaged files, or a model that no adapter exists for.
     """
     folder = EMBEDDED_MODEL if model is None else _local_folder(model)
+    if (folder / "model_index.json").is_file() and (folder / _IN_DIFFUSERS).is_dir():
+        folder = folder / _IN_DIFFUSERS
     target = _device(device)
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
@@ -93,8 +118,13 @@ def load_adapter(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {folder} has no readable config.json: {error}") from error
-    adapter = adapter_class(config)
+    if adapter is not None:
+        if not isinstance(adapter, Mapping):
+            raise ValueError(f"adapter: expected fields by name, got {adapter!r}")
+        unnamed = {} if config.model_type in _FAMILIES else {"adapter": "generic"}
+        config.update({"sjd2": {**unnamed, **(getattr(config, "sjd2", None) or {}), **adapter}})
+    kind = adapter_class(config)
     try:
-        return adapter.load(folder, config, device=target, dtype=dtype, **options)
+        return kind.load(folder, config, device=target, dtype=dtype, **options)
     except Exception as error:  # safetensors, json, torch and Transformers each raise their own kinds
         raise ValueError(f"model: {folder} cannot be loaded: {error}") from error

@@ -67,6 +67,9 @@ def run(options: argparse.Namespace) -> int:
     files = PictureFiles(options.output, prompts, options.seed, options.upscale)
     json_path = checked_json_path(options.json)
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
+    missing = pipeline.adapter.missing_decoder
+    if missing is not None and json_path is None:
+        raise ValueError(f"--json: needed where there is nothing but tokens to write: {missing}")
     output = pipeline(
         options.prompt,
         negative_prompt=options.negative_prompt,
@@ -86,11 +89,13 @@ def run(options: argparse.Namespace) -> int:
         cache=options.cache,
         progress_bar=not options.quiet and sys.stderr.isatty(),
     )
-    for path, image, report in zip(files.paths, output.images, output.reports, strict=True):
-        files.save(image, path)
+    for index, report in enumerate(output.reports):
+        place = files.paths[index] if missing is None else json_path
+        if missing is None:
+            files.save(output.images[index], files.paths[index])
         if not options.quiet:
             print(
-                f"{path}: {len(report.tokens)} tokens in {report.forwards} forwards ({report.method}; plain AR takes {len(report.tokens)}), "
+                f"{place}: {len(report.tokens)} tokens in {report.forwards} forwards ({report.method}; plain AR takes {len(report.tokens)}), "
                 f"{report.tokens_per_forward:.2f} tokens per forward, {report.seconds:.2f} s"
             )
     if json_path is not None:

@@ -1,0 +1,175 @@
+"""GLM-Image: a draft of the image in about 256 tokens, then the image itself; its pixels are made by a diffusion model in diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoProcessor, GlmImageForConditionalGeneration, PretrainedConfig
+
+from ..decoding import Prompt, TokenLayout
+from .base import SamplingDefaults
+from .causal_lm import SlicedCausalLM
+from .loading import load_model
+from .pixels import fitted_images
+
+__all__ = ["GlmImageAdapter"]
+
+#: Pixels along a token's side.
+PATCH = 32
+
+
+def _draft_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """The draft of an image of ``grid`` tokens: its shape, at the size of 16 × 16 tokens."""
+    height, width = grid
+    ratio = height / width
+    return int(math.sqrt(ratio) * 16), int(math.sqrt(1 / ratio) * 16)
+
+
+def _places(grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Positions ``[3, N]`` (temporal, height, width) of grids and an end marker; each begins behind the largest position before it."""
+    parts, start = [], 0
+    for height, width in grids:
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        parts.append(start + torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1))
+        start += max(height, width)
+    return torch.cat([*parts, torch.full((3, 1), start)], dim=1)
+
+
+class GlmImageAdapter(SlicedCausalLM):
+    """Images of any size whose sides are multiples of 32 pixels; the end marker is forced behind the last token.
+
+    Tokens are those of the draft, of the image, and the end marker. Codes alone are drawn, and none of the ids for other uses that the model's
+    head has rows for: a trained model draws none of them inside an image. It is sampled without guidance; an empty prompt stands for the
+    unconditional branch if a guidance scale is asked for.
+
+    Args:
+        processor: the model's own; it writes both grids' sizes behind a prompt.
+    """
+
+    model: GlmImageForConditionalGeneration
+    name = "glm_image"
+    defaults = SamplingDefaults(guidance_scale=1.0, temperature=0.9, top_p=0.75)
+
+    def __init__(self, model: GlmImageForConditionalGeneration, processor: Any):
+        codes: Any = model.config.vq_config
+        super().__init__(model, 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
+        self.processor = processor
+        self.grid = self.configured_grid((32, 32))
+
+    @classmethod
+    def load(
+        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
+    ) -> GlmImageAdapter:
+        """Read a folder with the model and its processor, or the model's folder beside that of its processor, as diffusers stores them.
+
+        Raises:
+            OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
+        """
+        model, stored = load_model(GlmImageForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
+        beside = folder.parent / "processor"
+        processor = AutoProcessor.from_pretrained(beside if _is_without_processor(folder) and beside.is_dir() else folder, local_files_only=True)
+        adapter = cls(model, processor)
+        adapter.stored_dtype = stored
+        return adapter
+
+    @property
+    def missing_decoder(self) -> str | None:
+        """See ``Adapter.missing_decoder``."""
+        return (
+            "GLM-Image's pixels are made by diffusers: GlmImagePipeline.from_pretrained(…)(prompt=prompts, "
+            "prior_token_ids=adapter.prior_token_ids(tokens, grid), height=…, width=…).images"
+        )
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """See ``Adapter.frozen_parts``."""
+        return [self.model.model.visual, self.model.model.vqmodel]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """See ``Adapter.save_pretrained``."""
+        nn.Module.to(self.model, self.stored_dtype)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See ``Adapter.check_prompts``."""
+        size = self.processor.grid_bos_token
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("prompt: expected a caption, got an empty string")
+            if size in prompt:
+                raise ValueError(f"prompt: expected a caption without {size}, got {prompt!r}; give the size as height and width")
+
+    def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """See ``Adapter.grid_of``: any multiples of 32."""
+        sides = []
+        for name, got, usual in (("height", height, self.grid[0]), ("width", width, self.grid[1])):
+            side = usual * PATCH if got is None else got
+            if side % PATCH:
+                raise ValueError(f"{name}: expected a multiple of {PATCH} pixels, got {got}")
+            sides.append(side // PATCH)
+        grid = sides[0], sides[1]
+        if not all(_draft_grid(grid)):
+            raise ValueError(f"height, width: expected sides whose draft is at least one token wide, got {height} and {width}")
+        return grid
+
+    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.prompt_ids``."""
+        rows, columns = grid or self.grid
+        chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+        size = {"target_h": rows * PATCH, "target_w": columns * PATCH}
+        encoded = self.processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors=None, processor_kwargs=size)
+        return encoded["input_ids"]
+
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
+        """See ``Adapter.prompt``."""
+        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())], grid))
+
+    def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
+        """See ``Adapter.layout``; ``row_stride`` is the image's, not the draft's."""
+        grids = self._grids(grid)
+        free = sum(height * width for height, width in grids)
+        forced = torch.full((batch_size, free + 1), -1, device=self.device)
+        forced[:, -1] = self.vocab_size
+        lengths = torch.full((batch_size,), free + 1, device=self.device)
+        return TokenLayout(forced, lengths, row_stride=grids[1][1], places=_places(grids).to(self.device))
+
+    def _grids(self, grid: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of the draft and the image."""
+        grid = grid or self.grid
+        return _draft_grid(grid), grid
+
+    def images(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> list[Image.Image]:
+        """See ``Adapter.images``: the decoder is not one of Transformers' models."""
+        raise NotImplementedError(f"images: {self.missing_decoder}")
+
+    def prior_token_ids(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """int64 ``[B, 4·h·w]``: the image's tokens of ``tokens [B, N]``, each four times, as diffusers' ``GlmImagePipeline`` takes them."""
+        (draft_rows, draft_columns), (rows, columns) = self._grids(grid)
+        image = tokens[:, draft_rows * draft_columns :][:, : rows * columns].reshape(-1, rows, columns)
+        return image.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """See ``Adapter.encode``; the draft is the encoding of the picture at the draft's size."""
+        parts = [self._encoded(images, grid) for grid in self._grids(None)]
+        return torch.cat([*parts, torch.full((len(images), 1), self.vocab_size)], dim=1)
+
+    def _encoded(self, images: Sequence[Image.Image], grid: tuple[int, int]) -> torch.Tensor:
+        """Codes int64 ``[B, h·w]`` of pictures, on the CPU; the vision model sees them at half their size, so that a patch is a token."""
+        backbone: Any = self.model.base_model
+        patch = backbone.config.vision_config.patch_size
+        fitted = fitted_images(images, grid[0] * patch, grid[1] * patch)
+        inputs = self.processor.image_processor(fitted, do_resize=False, return_tensors="pt").to(self.device)
+        features = backbone.visual(inputs["pixel_values"].to(self.dtype), grid_thw=inputs["image_grid_thw"]).pooler_output
+        features = features.view(len(images), *grid, -1).permute(0, 3, 1, 2)
+        return backbone.vqmodel.encode(features).image_tokens.view(len(images), -1).cpu()
+
+
+def _is_without_processor(folder: Path) -> bool:
+    return not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
