@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..adapters.causal_lm import SlicedCausalLM
+from ..adapters.refusals import check_forward
 
 __all__ = ["check_logits", "whole_vocabulary"]
 
@@ -29,10 +30,7 @@ def whole_vocabulary(model: PreTrainedModel) -> SlicedCausalLM:
         raise ValueError(f"model: expected a causal language model with an output head, got {type(model).__name__}")
     rows = getattr(head, "out_features", None) or model.config.get_text_config(decoder=True).vocab_size
     adapter = SlicedCausalLM(model, 0, rows)
-    needed = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values"}
-    missing = sorted(needed - set(inspect.signature(model.base_model.forward).parameters))
-    if missing:
-        raise ValueError(f"model: expected a backbone that takes {', '.join(missing)}, got {type(model.base_model).__name__}, which does not")
+    check_forward(model)
     return adapter
 
 
