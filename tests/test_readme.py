@@ -42,6 +42,7 @@ def test_tables_agree_with_the_stored_results(root):
         "README.md",
         "CONTRIBUTING.md",
         "docs/model_card.md",
+        "docs/drop_in.md",
         "docs/exactness.md",
         "docs/kernels.md",
         "docs/kv_cache.md",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,10 @@ from tqdm.auto import tqdm
 from sjd2_kernels import LogitsProcessing
 
 from .adapters import Adapter, load_adapter
+from .arguments import one_seed_each, whole
 from .cache import resolve_cache
 from .decoding import Preset, Progress, decode, resolve_preset
+from .decoding.presets import tuned_preset, untuned_notice
 
 __all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
 
@@ -61,28 +62,6 @@ class PipelineOutput:
     images: list[Image.Image]
     tokens: torch.Tensor
     reports: list[ImageReport]
-
-
-def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """``value`` as an int, or a ``ValueError`` that names it."""
-    legal = f"a whole number >= {low}" if high is None else f"a whole number in [{low}, {high})"
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name}: expected {legal}, got {value!r}") from None
-    if isinstance(value, bool) or number < low or (high is not None and number >= high):
-        raise ValueError(f"{name}: expected {legal}, got {value!r}")
-    return number
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed per image."""
-    if not isinstance(seed, Sequence):
-        first = _whole("seed", seed, 0, 2**63 - count)
-        return [first + index for index in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"seed: expected one number or {count} (one per image), got {len(seed)}")
-    return [_whole("seed", one, 0, 2**63) for one in seed]
 
 
 class _ProgressBar:
@@ -204,11 +183,11 @@ class TextToImagePipeline:
         for one in prompts:
             if not isinstance(one, str):
                 raise ValueError(f"prompt: expected text, got {one!r}")
-        num_images_per_prompt = _whole("num_images_per_prompt", num_images_per_prompt, 1)
-        batch_size = _whole("batch_size", batch_size, 1)
+        num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
+        batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)
         preset = self._tuned(resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio), isinstance(method, str))
-        grid = self.adapter.grid_of(*(None if side is None else _whole(name, side, 1) for name, side in (("height", height), ("width", width))))
+        grid = self.adapter.grid_of(*(None if side is None else whole(name, side, 1) for name, side in (("height", height), ("width", width))))
         if negative_prompt is None:
             negative_prompt = self.adapter.defaults.negative_prompt
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -218,7 +197,7 @@ class TextToImagePipeline:
         if self.adapter.missing_decoder is not None:
             warnings.warn(f"images: there will be none, only tokens: {self.adapter.missing_decoder}", stacklevel=2)
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
-        seeds = _seeds(seed, len(prompts))
+        seeds = one_seed_each(seed, len(prompts))
 
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
@@ -251,15 +230,9 @@ class TextToImagePipeline:
         if tuned is None:
             if not self._warned_untuned:
                 self._warned_untuned = True
-                promise = "the pictures are exact all the same, but" if preset.exact != "none" else "the pictures may suffer, and"
-                warnings.warn(
-                    f"method: {preset.name} feeds noise, and this model was not tuned for it: {promise} it takes more forwards than it could; "
-                    "tune the model with `sjd2 finetune`, or use mc-sjd",
-                    stacklevel=3,
-                )
+                warnings.warn(untuned_notice(preset), stacklevel=3)
         elif by_name:
-            denoising = replace(preset.denoising, levels=tuned.levels, timesteps=tuned.timesteps, normalise=tuned.normalise)
-            return replace(preset, denoising=denoising)
+            return tuned_preset(preset, tuned)
         return preset
 
     def _decode_batch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
@@ -16,7 +16,10 @@ from ..cache import RaggedCache
 from ..decoding import DecodableModel, Prompt, TokenLayout
 from ..denoising import Denoising
 
-__all__ = ["Adapter", "SamplingDefaults"]
+if TYPE_CHECKING:
+    from .causal_lm import SlicedCausalLM
+
+__all__ = ["Adapter", "ImageRequest", "SamplingDefaults"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,23 @@ class SamplingDefaults:
     top_k: int = 0
     top_p: float = 1.0
     negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What a call of ``generate`` asks an image model for.
+
+    Attributes:
+        model: over the image ids.
+        layout: of the images' tokens, a row per prompt.
+        negative_ids: rows of ids for the unconditional branch, where the call gives none but is guided; ``None``: the last id of each prompt.
+        own_ids: the image ids are no ids of the prompt's vocabulary; what ``generate`` returns then are image ids alone.
+    """
+
+    model: SlicedCausalLM
+    layout: TokenLayout
+    negative_ids: list[list[int]] | None = None
+    own_ids: bool = False
 
 
 class Adapter(DecodableModel, Protocol):
@@ -45,6 +65,21 @@ class Adapter(DecodableModel, Protocol):
     model: PreTrainedModel
     #: Rows and columns of tokens that images have where nothing else is asked for.
     grid: tuple[int, int]
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """The images that prompts of a call of ``generate`` ask for; ``None``: none, or of a layout that cannot be told from them.
+
+        Args:
+            model: as Transformers loaded it.
+            ids: of each prompt, without padding.
+            inputs: the call's other arguments for the model; what the adapter makes use of it takes out.
+            processor: of the model, if the caller gave it.
+
+        Raises:
+            ValueError: inputs that contradict each other.
+        """
+        ...
 
     @property
     def missing_decoder(self) -> str | None:

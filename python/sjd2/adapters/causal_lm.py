@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..cache import RaggedCache
 from ..decoding import Prompt
 from ..denoising import Denoising
+from .base import ImageRequest
 from .refusals import check_config
 
 __all__ = ["SlicedCausalLM"]
@@ -30,10 +32,15 @@ class SlicedCausalLM:
     Attributes:
         denoising: what the entry ``denoising`` of the configuration's ``sjd2`` says the model was tuned with.
         stored_dtype: of the weights where they were read from.
+        tells_images: arguments of ``generate`` that say no more than ``requested_grid`` has found.
+        own_ids: see ``ImageRequest``.
 
     Raises:
         ValueError: a model whose forward the decoder cannot drive; see ``refusals``.
     """
+
+    tells_images: tuple[str, ...] = ()
+    own_ids = False
 
     def __init__(self, model: PreTrainedModel, image_id_start: int, vocab_size: int, structural_ids: Sequence[int] = ()):
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
@@ -44,6 +51,34 @@ class SlicedCausalLM:
         self.stored_dtype = model.dtype
         ids = [*range(image_id_start, image_id_start + vocab_size), *self.structural_ids] if self.structural_ids else []
         self._vocabulary_ids = torch.tensor(ids, dtype=torch.int64)
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``: of a family whose adapter is made of a model and its processor, and says what grid a prompt asks for."""
+        if processor is None:
+            return None
+        family: Any = cls
+        adapter = family(model, processor)
+        grids = {adapter.requested_grid(row, inputs) for row in ids}
+        if None in grids:
+            return None
+        if len(grids) > 1:
+            sizes = " and ".join(f"{rows}*{columns}" for rows, columns in sorted(grids))
+            raise ValueError(f"input_ids: expected prompts of one image size, got {sizes} tokens")
+        for name in cls.tells_images:
+            inputs.pop(name, None)
+        return ImageRequest(adapter, adapter.layout(len(ids), grids.pop()), adapter.unconditional_ids(ids), cls.own_ids)
+
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """The grid of the image that a prompt, given as ids and the other ``inputs`` of ``generate``, asks for; ``None``: it asks for none.
+
+        A family that overrides it gets images from ``sjd2.generate``; any other is decoded over its whole vocabulary there.
+        """
+        return None
+
+    def unconditional_ids(self, ids: Sequence[Sequence[int]]) -> list[list[int]] | None:
+        """See ``ImageRequest.negative_ids``."""
+        return None
 
     @property
     def text_config(self) -> PretrainedConfig:

@@ -12,7 +12,8 @@ image tokenizer: it is refused, by its tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from ..decoding import Prompt, TokenLayout
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import fitted_pixels, one_size, pictures
@@ -143,6 +144,12 @@ class ChameleonAdapter(SlicedCausalLM):
         adapter = kind(model, processor, found)
         adapter.stored_dtype = stored
         return adapter
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``."""
+        kind = cls if cls is not ChameleonAdapter else _VARIANTS["lumina_mgpt" if hasattr(model.config, "mask_image_logits") else "anole"]
+        return super(ChameleonAdapter, kind).requested(model, ids, inputs, processor)
 
     def _id(self, name: str) -> int:
         """Of a token of the vocabulary."""
@@ -262,6 +269,10 @@ class AnoleAdapter(ChameleonAdapter):
         begin = self._id(_BEGIN_IMAGE)
         return [[*(self._encoded(prompt) if prompt else [self._id(_BEGIN)]), begin] for prompt in prompts]
 
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``."""
+        return self.grid if ids[-1] == self._id(_BEGIN_IMAGE) else None
+
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""
         return TokenLayout.grid(batch_size, *(grid or self.grid), device=self.device)
@@ -340,6 +351,14 @@ class LuminaMGPTAdapter(ChameleonAdapter):
             [*(self._encoded(f"Generate an image of {size} according to the following prompt:\n{prompt}") if prompt else []), *image]
             for prompt in prompts
         ]
+
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: begin-of-image, and the tokens of height and width."""
+        if len(ids) < 3 or ids[-3] != self._id(_BEGIN_IMAGE):
+            return None
+        sides = {token: int(name[9:-1]) - 8800 for name, token in self.vocabulary.items() if re.fullmatch(r"<reserved088\d\d>", name)}
+        rows, columns = (2 * sides.get(token, 0) for token in ids[-2:])
+        return (rows, columns) if rows > 0 and columns > 0 else None
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

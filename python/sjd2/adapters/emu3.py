@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class Emu3Adapter(SlicedCausalLM):
 
     model: Emu3ForConditionalGeneration
     name = "emu3"
+    tells_images = ("image_sizes",)
     defaults = SamplingDefaults(guidance_scale=3.0, top_k=2048, negative_prompt=_NEGATIVE_PROMPT)
 
     def __init__(self, model: Emu3ForConditionalGeneration, processor: Emu3Processor):
@@ -79,6 +81,15 @@ class Emu3Adapter(SlicedCausalLM):
     def frozen_parts(self) -> list[nn.Module]:
         """See ``Adapter.frozen_parts``."""
         return [self.model.model.vqmodel]
+
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: the digits between the tokens begin-of-image and image."""
+        text, ids = self.processor.tokenizer, list(ids)
+        start = text.convert_tokens_to_ids(self.processor.image_start_token)
+        if start not in ids or ids[-1] != text.convert_tokens_to_ids(self.processor.fake_token_around_image):
+            return None
+        digits = re.fullmatch(r"(\d+)\*(\d+)", text.decode(ids[len(ids) - ids[::-1].index(start) : -1]))
+        return (int(digits[1]), int(digits[2])) if digits else None
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""

@@ -192,6 +192,13 @@ class GenericAdapter(SlicedCausalLM):
         adapter.stored_dtype = stored
         return adapter
 
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: a prompt that ends as ``ImageFields.prompt`` does, and holds no image."""
+        end = self.text(self.fields.prompt.split("{prompt}")[-1], add_special_tokens=False)["input_ids"]
+        if list(ids[len(ids) - len(end) :]) != end:
+            return None
+        return None if any(0 <= token - self.image_id_start < self.vocab_size for token in ids) else self.grid
+
     @property
     def missing_decoder(self) -> str | None:
         """See ``Adapter.missing_decoder``."""

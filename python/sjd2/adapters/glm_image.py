@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ class GlmImageAdapter(SlicedCausalLM):
 
     model: GlmImageForConditionalGeneration
     name = "glm_image"
+    tells_images = ("image_grid_thw", "images_per_sample", "position_ids")
     defaults = SamplingDefaults(guidance_scale=1.0, temperature=0.9, top_p=0.75)
 
     def __init__(self, model: GlmImageForConditionalGeneration, processor: Any):
@@ -85,6 +87,18 @@ class GlmImageAdapter(SlicedCausalLM):
             "GLM-Image's pixels are made by diffusers: GlmImagePipeline.from_pretrained(…)(prompt=prompts, "
             "prior_token_ids=adapter.prior_token_ids(tokens, grid), height=…, width=…).images"
         )
+
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: the sizes of image and draft, which the processor writes behind a prompt."""
+        text, config = self.processor.tokenizer, self.model.config
+        if ids[-1] != config.image_start_token_id or config.image_token_id in ids:
+            return None
+        begin, end = re.escape(self.processor.grid_bos_token), re.escape(self.processor.grid_eos_token)
+        sizes = re.search(rf"{begin}(\d+) (\d+){end}{begin}(\d+) (\d+){end}$", text.decode(ids[:-1]))
+        if sizes is None:
+            return None
+        rows, columns, *draft = (int(side) for side in sizes.groups())
+        return (rows, columns) if tuple(draft) == _draft_grid((rows, columns)) else None
 
     def frozen_parts(self) -> list[nn.Module]:
         """See ``Adapter.frozen_parts``."""

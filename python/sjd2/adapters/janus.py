@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class JanusAdapter(SlicedCausalLM):
     name = "janus"
     model: JanusForConditionalGeneration
     defaults = SamplingDefaults(guidance_scale=5.0)
+    tells_images, own_ids = ("generation_mode",), True
 
     def __init__(self, model: JanusForConditionalGeneration, processor: JanusProcessor):
         vq_config: Any = model.config.vq_config
@@ -66,6 +67,14 @@ class JanusAdapter(SlicedCausalLM):
         adapter = cls(model, AutoProcessor.from_pretrained(folder, local_files_only=True))
         adapter.stored_dtype = stored
         return adapter
+
+    def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """See ``SlicedCausalLM.requested_grid``: the mode tells, as it does the model's own ``generate``."""
+        return self.grid if inputs.get("generation_mode") == "image" else None
+
+    def unconditional_ids(self, ids: Sequence[Sequence[int]]) -> list[list[int]] | None:
+        """See ``ImageRequest.negative_ids``."""
+        return [self._unconditional(row) for row in ids]
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""
@@ -100,7 +109,7 @@ class JanusAdapter(SlicedCausalLM):
         """See ``Adapter.grid_of``: there is one size."""
         return one_size(self.grid, pixels_per_token(self.model.model.vqmodel), height, width)
 
-    def _unconditional(self, ids: list[int]) -> list[int]:
+    def _unconditional(self, ids: Sequence[int]) -> list[int]:
         return [token if token in self._kept else self._padding for token in ids]
 
     def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .base import Adapter
 from .refusals import check_config
 
-__all__ = ["adapter_class", "load_adapter"]
+__all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
 
 #: Module and class by the adapter's name: imported when needed.
 _ADAPTERS = {
@@ -37,7 +37,7 @@ _FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_im
 #: Where repositories of diffusers keep their autoregressive model.
 _IN_DIFFUSERS = "vision_language_encoder"
 
-#: The model that ships with the package.
+#: Folder of the model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
 
 

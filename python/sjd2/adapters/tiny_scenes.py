@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from ..decoding import Prompt, TokenLayout
 from ..tiny_scenes.fsq import FSQTokenizer
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import fitted_pixels, one_size, pictures
@@ -46,6 +46,15 @@ class TinyScenesAdapter(SlicedCausalLM):
         adapter = cls(model, text, FSQTokenizer.from_pretrained(folder).to(device))
         adapter.stored_dtype = stored
         return adapter
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``: whatever is words alone asks for an image."""
+        fields = model.config.sjd2
+        if any(token >= fields["image_id_start"] for row in ids for token in row):
+            return None
+        sliced = SlicedCausalLM(model, fields["image_id_start"], fields["image_ids"])
+        return ImageRequest(sliced, TokenLayout.grid(len(ids), *fields["grid"], device=sliced.device))
 
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""

@@ -4,6 +4,7 @@ from .layout import TokenLayout
 from .loop import DecodeResult, decode
 from .model import DecodableModel, Prompt
 from .presets import INITIALISATIONS, PRESETS, Preset, resolve_preset
+from .rules import Rules
 from .statistics import Progress, RowReport
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "RowReport",
+    "Rules",
     "TokenLayout",
     "decode",
     "resolve_preset",

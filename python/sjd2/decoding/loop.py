@@ -31,6 +31,7 @@ from .initialisation import fresh_drafts
 from .layout import TokenLayout
 from .model import DecodableModel, Prompt
 from .presets import Preset
+from .rules import Rules
 from .state import Plan, WindowState, begin, per_model_row, slots
 from .statistics import Progress, RowReport, Stopwatch
 
@@ -108,6 +109,8 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
     """One iteration of the module's scheme."""
     with stopwatch:
         logits, logits_uncond = _forward(plan, state, cache)
+    if plan.rules is not None:
+        logits, logits_uncond = plan.rules.targets(logits, logits_uncond, state)
     drafts, forced = plan.image_ids(state.drafts), plan.image_ids(state.forced)
     result = verify(
         logits,
@@ -129,6 +132,8 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
     if plan.structural:
         result = result._replace(tokens=torch.where(state.forced >= 0, state.forced, result.tokens))
     _advance(plan, state, cache, LastForward(logits, logits_uncond, result.statistics), result)
+    if plan.rules is not None:
+        state.remaining = state.remaining.masked_fill(plan.rules.stopped(state), 0)
 
 
 def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
@@ -200,6 +205,7 @@ def decode(
     poll_every: int | None = None,
     cache: str = "ragged",
     compact: bool = True,
+    rules: Rules | None = None,
 ) -> DecodeResult:
     """Decode the image tokens of B rows.
 
@@ -214,6 +220,7 @@ def decode(
         poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
         cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
         compact: let finished rows leave the batch where the host looks. The tokens are the same.
+        rules: what else decides what is drawn and where rows end.
 
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1, an unknown cache.
@@ -236,7 +243,16 @@ def decode(
         raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
     structural = bool((layout.forced >= model.vocab_size).any())
     plan = Plan(
-        model, layout, processing, preset, seeds, guided=rows == 2 * batch, structural=structural, cache=resolve_cache(cache), compact=compact
+        model,
+        layout,
+        processing,
+        preset,
+        seeds,
+        guided=rows == 2 * batch,
+        structural=structural,
+        cache=resolve_cache(cache),
+        compact=compact and not (rules is not None and rules.numbered),
+        rules=rules,
     )
     with torch.inference_mode():
         if preset.denoising is not None:

@@ -9,7 +9,7 @@ from sjd2_kernels import Rule
 
 from ..denoising.settings import Denoising
 
-__all__ = ["INITIALISATIONS", "PRESETS", "Exactness", "Initialisation", "Preset", "resolve_preset"]
+__all__ = ["INITIALISATIONS", "PRESETS", "Exactness", "Initialisation", "Preset", "resolve_preset", "tuned_preset", "untuned_notice"]
 
 #: ``tokens``: the tokens of ``ar`` at the same seed. ``law``: the same distribution as AR sampling. ``none``: neither.
 Exactness = Literal["tokens", "law", "none"]
@@ -104,3 +104,20 @@ def resolve_preset(
             raise ValueError(f"keep_ratio: expected a number >= 0, got {keep_ratio}")
         preset = replace(preset, keep_ratio=keep_ratio)
     return preset
+
+
+def tuned_preset(preset: Preset, tuned: Denoising) -> Preset:
+    """A preset that denoises with the levels, timestep tokens and normalisation that a model was ``tuned`` with; any other as it is."""
+    if preset.denoising is None:
+        return preset
+    denoising = replace(preset.denoising, levels=tuned.levels, timesteps=tuned.timesteps, normalise=tuned.normalise)
+    return replace(preset, denoising=denoising)
+
+
+def untuned_notice(preset: Preset) -> str:
+    """What to tell who denoises with a model that was not tuned for it."""
+    promise = "the pictures are exact all the same, but" if preset.exact != "none" else "the pictures may suffer, and"
+    return (
+        f"method: {preset.name} feeds noise, and this model was not tuned for it: {promise} it takes more forwards than it could; "
+        "tune the model with `sjd2 finetune`, or use mc-sjd"
+    )

@@ -14,6 +14,7 @@ from .initialisation import uniform_drafts
 from .layout import TokenLayout
 from .model import DecodableModel, Prompt
 from .presets import Preset
+from .rules import Rules
 from .statistics import Stopwatch
 
 __all__ = ["Plan", "WindowState", "begin", "per_model_row", "slots"]
@@ -33,6 +34,7 @@ class Plan:
     cache: type[RaggedCache]
     compact: bool
     denoiser: Denoiser | None = None
+    rules: Rules | None = None
 
     def image_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """``ids`` as the ops take them, who know image ids alone: another one, which ends no row, where a structural one stands."""
