@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one command: ``python benchmarks/gpu_suite.py OUT``.
 
 Builds and installs the package, runs the whole test suite with the kernels compiled, the law tests through the fused ops on the GPU,
-compute-sanitizer on the cache ops, the kernel benchmarks with their peers, and the embedded model end to end. Each step has a time limit
-and a log; what a machine lacks is recorded as not run. ``OUT`` receives ``suite.json`` (conditions, and how each step ended), the steps'
-results and ``logs.txt``.
+compute-sanitizer on the cache ops, the kernel benchmarks with their peers, published models at full size with random weights, and the embedded
+model end to end. Each step has a time limit and a log; what a machine lacks is recorded as not run. ``OUT`` receives ``suite.json`` (conditions,
+and how each step ended), the steps' results and ``logs.txt``.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ STEPS = (
     ),
     Step("fused ops", [PYTHON, "benchmarks/fused_ops.py", "--device", "cuda", "-o", "{out}/fused_ops.json", "--csv", "{out}/fused_ops.csv"], 420),
     Step("kv cache", [PYTHON, "benchmarks/kv_cache.py", "--device", "cuda", "-o", "{out}/kv_cache.json"], 120),
+    Step(
+        "full size",
+        [PYTHON, "benchmarks/full_size.py", "--windows", "1", "16", "32", "64", "96", "128", "--batches", "1", "4", "-o", "{out}/full_size.json"],
+        300,
+    ),
     Step(
         "embedded model",
         [PYTHON, "benchmarks/embedded_model.py", "--device", "cuda", "--timed", "4", "-o", "{out}/embedded_model.json"],

@@ -137,6 +137,10 @@ class Adapter(DecodableModel, Protocol):
         """
         ...
 
+    def partner_ids(self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """Ids of guidance's other branch for each prompt, as :meth:`prompt_ids` gives them; an empty negative prompt is none."""
+        ...
+
     def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
         """Input embeddings of B checked prompts, followed by those of their unconditional partners if given (for guidance)."""
         ...

@@ -168,6 +168,19 @@ class SlicedCausalLM:
             return head(hidden)[..., rows]  # quantised, offloaded or wrapped: only the module itself knows how to multiply
         return F.linear(hidden.to(head.weight.device), head.weight[rows], None if head.bias is None else head.bias[rows])
 
+    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.prompt_ids``; a model that belongs to no family takes ids only."""
+        raise NotImplementedError
+
+    def partner_ids(self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.partner_ids``: a negative prompt is written like a prompt."""
+        return self.prompt_ids(negative_prompts, grid)
+
+    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
+        """See ``Adapter.prompt``."""
+        partners = [] if negative_prompts is None else self.partner_ids(prompts, negative_prompts, grid)
+        return self.prompt_from_ids([*self.prompt_ids(prompts, grid), *partners])
+
     def prompt_from_ids(self, ids: Sequence[Sequence[int]]) -> Prompt:
         """A prompt of R model rows, each given as ids of the whole vocabulary."""
         lengths = torch.tensor([len(row) for row in ids])

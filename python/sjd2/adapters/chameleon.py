@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -203,14 +203,6 @@ class ChameleonAdapter(SlicedCausalLM):
     def _encoded(self, text: str) -> list[int]:
         """A turn of the user."""
         return [self._id(_BEGIN), *self.text(f"{text}{_END_OF_TURN}", add_special_tokens=False)["input_ids"]]
-
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``."""
-        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())], grid))
-
-    def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
-        """See ``Adapter.prompt_ids``."""
-        raise NotImplementedError
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

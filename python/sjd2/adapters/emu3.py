@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from transformers import AutoProcessor, Emu3ForConditionalGeneration, Emu3Processor, PretrainedConfig
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -118,10 +118,6 @@ class Emu3Adapter(SlicedCausalLM):
         # The processor finds the size from a ratio and an area: these give exactly this grid.
         size = {"ratio": f"{columns}:{rows}", "image_area": rows * columns * self.processor.downsample_ratio**2}
         return self.processor(text=list(prompts), return_for_image_generation=True, **size)["input_ids"]
-
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``."""
-        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())], grid))
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

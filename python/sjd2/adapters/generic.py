@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from sjd2_kernels import LogitsProcessing
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -243,10 +243,6 @@ class GenericAdapter(SlicedCausalLM):
         if not prompt and self.fields.unconditional is not None:
             return self.fields.unconditional
         return self.fields.prompt.replace("{prompt}", prompt)
-
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``."""
-        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())]))
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

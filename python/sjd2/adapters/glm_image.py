@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoProcessor, GlmImageForConditionalGeneration, PretrainedConfig
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -139,10 +139,6 @@ class GlmImageAdapter(SlicedCausalLM):
         size = {"target_h": rows * PATCH, "target_w": columns * PATCH}
         encoded = self.processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors=None, processor_kwargs=size)
         return encoded["input_ids"]
-
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``."""
-        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())], grid))
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``; ``row_stride`` is the image's, not the draft's."""

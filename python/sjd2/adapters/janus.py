@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoProcessor, JanusForConditionalGeneration, JanusProcessor, PretrainedConfig
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -122,14 +122,10 @@ class JanusAdapter(SlicedCausalLM):
             rows.append(ids if prompt else self._unconditional(ids))
         return rows
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``; where a negative prompt is empty the unconditional partner is as long as its prompt."""
-        rows = self.prompt_ids(prompts)
-        partners = [
-            self.prompt_ids([negative])[0] if negative else self._unconditional(row)
-            for negative, row in zip(negative_prompts or (), rows, strict=negative_prompts is not None)
-        ]
-        return self.prompt_from_ids(rows + partners)
+    def partner_ids(self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.partner_ids``; where a negative prompt is empty the partner is as long as its prompt."""
+        pairs = zip(self.prompt_ids(prompts), negative_prompts, strict=True)
+        return [self.prompt_ids([negative])[0] if negative else self._unconditional(row) for row, negative in pairs]
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from ..cache import RaggedCache
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from .base import SamplingDefaults
 from .captions import clean_caption
 from .causal_lm import SlicedCausalLM
@@ -209,14 +209,10 @@ class LlamaGenAdapter(SlicedCausalLM):
             features[rows] = encoded.to(features)
         return self.caption(features).to(self.device, self.dtype)
 
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``; a negative prompt that is not empty is a caption of its own."""
-        rows = self.prompt_ids(prompts)
-        partners = [
-            self.prompt_ids([negative])[0] if negative else self._unconditional(len(row))
-            for negative, row in zip(negative_prompts or (), rows, strict=negative_prompts is not None)
-        ]
-        return self.prompt_from_ids(rows + partners)
+    def partner_ids(self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
+        """See ``Adapter.partner_ids``; a negative prompt that is not empty is a caption of its own."""
+        pairs = zip(self.prompt_ids(prompts), negative_prompts, strict=True)
+        return [self.prompt_ids([negative])[0] if negative else self._unconditional(len(row)) for row, negative in pairs]
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``: caption and image are bounded, and positions are cells, so that any window has room."""

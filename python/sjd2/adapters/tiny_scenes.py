@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decoding import Prompt, TokenLayout
+from ..decoding import TokenLayout
 from ..tiny_scenes.fsq import FSQTokenizer
 from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
@@ -85,10 +85,6 @@ class TinyScenesAdapter(SlicedCausalLM):
     def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
         """See ``Adapter.prompt_ids``."""
         return self.text(list(prompts))["input_ids"]
-
-    def prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, grid: tuple[int, int] | None = None) -> Prompt:
-        """See ``Adapter.prompt``."""
-        return self.prompt_from_ids(self.prompt_ids([*prompts, *(negative_prompts or ())]))
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``."""

@@ -124,7 +124,9 @@ class DraftCollator:
 
     def __call__(self, examples: Sequence[Trajectory]) -> dict[str, Any]:
         """One batch, by the names of the arguments of ``DraftDistillation.forward``."""
-        prompts = [torch.tensor(ids) for ids in self.adapter.prompt_ids([*(example.prompt for example in examples), *[""] * len(examples)])]
+        captions = [example.prompt for example in examples]
+        negative = [self.adapter.defaults.negative_prompt] * len(captions)
+        prompts = [torch.tensor(ids) for ids in [*self.adapter.prompt_ids(captions), *self.adapter.partner_ids(captions, negative)]]
         slots = min(self.noise.window, examples[0].drafts.shape[1])
         windows = [[self._window(example, slots) for _ in range(self.noise.windows)] for example in examples]
         start = torch.tensor([[first for first, _, _ in row] for row in windows])

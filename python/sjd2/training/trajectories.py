@@ -54,7 +54,7 @@ def record(
     layout = adapter.layout(count)
     result = decode(
         adapter,
-        adapter.prompt(prompts, [""] * count),
+        adapter.prompt(prompts, [adapter.defaults.negative_prompt] * count),
         layout,
         LogitsProcessing.create(count, guidance_scale=list(guidance_scales), device=adapter.device, **processing),
         preset,
