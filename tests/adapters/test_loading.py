@@ -1,0 +1,81 @@
+"""Checkpoints as Transformers loads them: in several files, placed by a device map, quantised."""
+
+import pytest
+import torch
+from transformers import TorchAoConfig
+
+from sjd2 import TextToImagePipeline
+from support.emu3 import emu3_model, emu3_processor, save_emu3
+
+PROMPTS = ["a cat", "two red dogs in the snow"]
+SIZE = {"height": 24, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_emu3(tmp_path_factory.mktemp("emu3"))
+
+
+def tokens(folder, method="mc-sjd", **options):
+    pipeline = TextToImagePipeline.from_pretrained(folder, **options)
+    return pipeline(PROMPTS, method=method, seed=1, **SIZE).tokens
+
+
+def test_a_checkpoint_in_several_files(folder, tmp_path):
+    processor = emu3_processor()
+    emu3_model(processor).save_pretrained(tmp_path, max_shard_size="200KB")
+    processor.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert torch.equal(tokens(tmp_path, device="cpu", dtype=torch.float64), tokens(folder, device="cpu", dtype=torch.float64))
+
+
+def test_a_device_map_decides_where_the_model_lies(folder):
+    placed = tokens(folder, dtype=torch.float64, device_map={"": "cpu"})
+    assert torch.equal(placed, tokens(folder, device="cpu", dtype=torch.float64))
+
+
+def test_a_model_on_several_devices_is_refused(folder, tmp_path):
+    places = {"model.text_model": "cpu", "model.vqmodel": "disk", "lm_head": "cpu"}
+    with pytest.raises(ValueError, match="device_map: expected the whole model on one device, got cpu, disk"):
+        TextToImagePipeline.from_pretrained(folder, dtype=torch.float64, device_map=places, offload_folder=tmp_path)
+
+
+def test_a_dtype_as_stored(folder):
+    assert TextToImagePipeline.from_pretrained(folder, device="cpu", dtype="auto").adapter.dtype == torch.float64
+
+
+def test_a_quantised_model_is_driven_as_it_is(folder):
+    """Weights in eight bits are tensors of another kind; drafts change nothing in what the quantised model says."""
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu", dtype=torch.float32, quantization_config=config)
+    layer = pipeline.adapter.model.model.text_model.layers[0].self_attn.q_proj
+    assert type(layer.weight) is not torch.nn.Parameter
+    greedy = {method: pipeline(PROMPTS, method=method, temperature=0.0, **SIZE) for method in ("ar", "jacobi", "mc-sjd")}
+    assert torch.equal(greedy["jacobi"].tokens, greedy["ar"].tokens)
+    assert torch.equal(greedy["mc-sjd"].tokens, greedy["ar"].tokens)
+    assert greedy["jacobi"].images[0].size == (SIZE["width"], SIZE["height"])
+
+
+def test_a_head_that_is_no_plain_linear_layer_is_called_as_it_is(folder):
+    """Quantised and wrapped heads know best how to multiply: all their rows, of which the image's are taken."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Linear):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return 2 * self.inner(hidden)
+
+    pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu", dtype=torch.float64)
+    adapter = pipeline.adapter
+    hidden = torch.randn(1, 3, 32, dtype=torch.float64)
+    plain = adapter._head(hidden)
+    adapter.model.lm_head = Wrapped(adapter.model.lm_head)
+    assert torch.allclose(adapter._head(hidden), 2 * plain)
+
+
+def test_an_option_that_from_pretrained_does_not_know_is_named(folder):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*no_such_option"):
+        TextToImagePipeline.from_pretrained(folder, device="cpu", no_such_option=1)
