@@ -19,6 +19,7 @@ from .base import SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import one_size, pictures
+from .probe import check_logits
 from .refusals import check_config, check_forward
 
 __all__ = ["GenericAdapter", "ImageFields"]
@@ -131,7 +132,7 @@ class GenericAdapter(SlicedCausalLM):
         super().__init__(model, found.image_id_start, found.image_ids, (*found.row_end, *found.end))
         check_forward(model)
         self._check_ids(found)
-        self._check_logits()
+        check_logits(self, range(found.image_id_start, found.image_id_start + min(found.image_ids, 64)))
         self.fields, self.text, self.decode = found, text, decode
         self.grid = found.grid
         self.defaults = SamplingDefaults(found.guidance_scale, found.temperature, found.top_k, found.top_p, found.negative_prompt)
@@ -144,30 +145,6 @@ class GenericAdapter(SlicedCausalLM):
             for token in getattr(found, name):
                 if token >= rows or token in images:
                     raise ValueError(f"adapter.{name}: expected ids of the vocabulary that are no image ids, got {token}")
-
-    def _check_logits(self) -> None:
-        """Compare the decoder's forward, over two rows of different lengths, with the model's own: of this family nothing else is known."""
-        if self.model.training or self._embedding.weight.is_meta:
-            return  # dropout, or no weights here to compare
-        first, second = 3, 1
-        ids = torch.arange(self.vocab_size, device=self.device).repeat(6)[:6] + self.image_id_start
-        images = slice(self.image_id_start, self.image_id_start + self.vocab_size)
-        with torch.no_grad():
-            own = self.model(input_ids=ids[None], use_cache=False).logits[0, :, images].to(self.device)
-            expected = torch.stack([own[first : first + 3], own[second : second + 3]])
-            cache = self.new_cache(2, 9)
-            try:
-                self.forward(self.embed_ids(ids[:3].expand(2, -1)), cache)
-                cache.commit(torch.tensor([first, second], device=self.device))
-                got = self.forward(self.embed_ids(torch.stack([ids[first : first + 3], ids[second : second + 3]])), cache)
-            except Exception as error:  # whatever a forward does with masks and positions that it does not expect
-                raise ValueError(f"model: expected a forward that takes rows of different lengths, got {type(error).__name__}: {error}") from error
-        off = ((got - expected).abs().max() / expected.abs().max()).item()
-        if not off <= (1e-3 if torch.finfo(own.dtype).bits >= 32 else 0.1):
-            raise ValueError(
-                f"model: expected the logits that {type(self.model).__name__} itself gives, got others (off by {off:.0%} of the largest): its "
-                "head is more than a product, or its attention more than positions and masks"
-            )
 
     @classmethod
     def load(

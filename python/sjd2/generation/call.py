@@ -17,7 +17,7 @@ from ..adapters.registry import adapter_class
 from ..decoding import Prompt, TokenLayout
 from .folding import Guidance, Sampling, fold
 from .inputs import Ends, check_rest, left_padded_rows, prompt_mask, read_ends
-from .probe import check_logits, whole_vocabulary
+from .whole import check_once, whole_vocabulary
 
 __all__ = ["Call", "read_call"]
 
@@ -116,7 +116,7 @@ def _tokens(model: PreTrainedModel, ids: list[list[int]] | None, batch: int, len
     """Any ``length`` tokens of the vocabulary."""
     adapter = whole_vocabulary(model)
     if ids is not None:
-        check_logits(adapter, ids[0])
+        check_once(adapter, ids[0])
     free = torch.full((1, length), -1, device=adapter.device).expand(batch, -1)
     return ImageRequest(adapter, TokenLayout(free, torch.full((batch,), length, device=adapter.device)))
 
