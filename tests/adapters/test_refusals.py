@@ -80,7 +80,7 @@ def test_models_in_memory_are_refused_for_what_they_are(case):
 def test_a_head_that_is_more_than_a_product_is_refused():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(BertConfig(**SMALL, is_decoder=True)).eval()
-    with pytest.raises(ValueError, match="model: expected logits that are its head.s product .* BertLMHeadModel.forward gives others"):
+    with pytest.raises(ValueError, match=r"model: expected logits that are its head.s product .* BertLMHeadModel.forward gives others"):
         GenericAdapter(model, None, **FIELDS)
 
 
