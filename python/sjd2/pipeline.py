@@ -177,12 +177,16 @@ class TextToImagePipeline:
             ValueError: a setting is out of its range.
             FloatingPointError: the model's logits were not finite.
         """
+        if not isinstance(prompt, Sequence):
+            raise ValueError(f"prompt: expected one text or several, got {prompt!r}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("prompt: expected at least one, got none")
         for one in prompts:
             if not isinstance(one, str):
                 raise ValueError(f"prompt: expected text, got {one!r}")
+        if not isinstance(negative_prompt, str | None):
+            raise ValueError(f"negative_prompt: expected one text for all prompts, got {negative_prompt!r}")
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)

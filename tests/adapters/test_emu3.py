@@ -140,7 +140,7 @@ def test_the_default_size_is_the_published_one(pipeline):
         ({"width": 4}, "width: expected a multiple of 8 pixels, got 4"),
         ({"height": 0}, "height: expected a whole number >= 1, got 0"),
         ({"prompt": " "}, "prompt: expected a caption, got an empty string"),
-        ({"prompt": "long " * 100, **SIZE}, "window: prompt, image and window together need .* positions, the model has 512"),
+        ({"prompt": "long " * 100, **SIZE}, "prompt: prompt and image together need .* positions, the model has 512"),
     ],
 )
 def test_bad_input_is_named(pipeline, settings, message):

@@ -163,7 +163,7 @@ def test_tuning_leaves_alone_exactly_what_no_image_depends_on(tied):
         ({"height": 30}, "height: the model makes images of 8×8 pixels only, got 30"),
         ({"width": 16}, "width: the model makes images of 8×8 pixels only, got 16"),
         ({"prompt": " "}, "prompt: expected a caption, got an empty string"),
-        ({"prompt": "long " * 60}, "window: prompt, image and window together need .* positions, the model has 256"),
+        ({"prompt": "long " * 60}, "prompt: prompt and image together need .* positions, the model has 256"),
     ],
 )
 def test_bad_input_is_named(pipeline, settings, message):

@@ -192,6 +192,8 @@ def _changed(state, **tensors):
         ("gpt", {"cls_embedding.embedding_table.weight": torch.zeros(9, 32)}, {}, "gpt: expected a model of captions, got one of classes"),
         ("gpt", {"cls_embedding.cap_proj.fc2.weight": torch.zeros(31, 32)}, {}, r"gpt: expected the shape \(32, 32\) for the caption's fc2.weight"),
         ("gpt", {}, {"heads": None}, "heads: expected the number of attention heads of a model of width 32 .*, got None"),
+        ("gpt", {}, {"heads": -4}, "heads: expected the number of attention heads of a model of width 32 .*, got -4"),
+        ("gpt", {}, {"heads": 0}, "heads: expected the number of attention heads of a model of width 32 .*, got 0"),
         ("gpt", {}, {"heads": 16}, "heads: expected the number of attention heads of a model of width 32 .*, got 16"),
         ("vq", {"decoder.mid.1.q.bias": None}, {}, "vq: 1 tensors are missing, among them decoder.mid.attn_1.q.bias"),
         ("vq", {"quantize.embedding.weight": torch.zeros(25, 4)}, {}, "vq: expected a codebook of the model's 24 ids, got 25"),

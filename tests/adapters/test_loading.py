@@ -5,6 +5,7 @@ import torch
 from transformers import TorchAoConfig
 
 from sjd2 import TextToImagePipeline
+from sjd2.adapters.emu3 import Emu3Adapter
 from support.emu3 import emu3_model, emu3_processor, save_emu3
 
 PROMPTS = ["a cat", "two red dogs in the snow"]
@@ -34,10 +35,20 @@ def test_a_device_map_decides_where_the_model_lies(folder):
     assert torch.equal(placed, tokens(folder, device="cpu", dtype=torch.float64))
 
 
-def test_a_model_on_several_devices_is_refused(folder, tmp_path):
-    places = {"model.text_model": "cpu", "model.vqmodel": "disk", "lm_head": "cpu"}
-    with pytest.raises(ValueError, match="device_map: expected the whole model on one device, got cpu, disk"):
-        TextToImagePipeline.from_pretrained(folder, dtype=torch.float64, device_map=places, offload_folder=tmp_path)
+@pytest.mark.parametrize("method", ["mc-sjd", "sjd2"])
+@pytest.mark.filterwarnings("ignore:method. sjd2 feeds noise")
+def test_weights_left_on_the_disk(folder, tmp_path, method):
+    places = {"model.text_model.embed_tokens": "disk", "model.text_model.layers.0": "cpu", "model.text_model.layers.1": "disk"}
+    places |= {"model.text_model.norm": "cpu", "model.text_model.rotary_emb": "cpu", "model.vqmodel": "cpu", "lm_head": "disk"}
+    offloaded = tokens(folder, method, dtype=torch.float64, device_map=places, offload_folder=tmp_path)
+    assert torch.equal(offloaded, tokens(folder, method, device="cpu", dtype=torch.float64))
+
+
+def test_a_model_that_computes_on_several_devices_is_refused(folder):
+    adapter = TextToImagePipeline.from_pretrained(folder, device="cpu", dtype=torch.float64).adapter
+    adapter.model.hf_device_map = {"model.text_model": 0, "lm_head": 1, "model.vqmodel": "cpu"}
+    with pytest.raises(ValueError, match="device_map: expected a model that computes on one device, got 0, 1"):
+        Emu3Adapter(adapter.model, adapter.processor)
 
 
 def test_a_dtype_as_stored(folder):
@@ -79,3 +90,32 @@ def test_a_head_that_is_no_plain_linear_layer_is_called_as_it_is(folder):
 def test_an_option_that_from_pretrained_does_not_know_is_named(folder):
     with pytest.raises(ValueError, match=r"cannot be loaded: .*no_such_option"):
         TextToImagePipeline.from_pretrained(folder, device="cpu", no_such_option=1)
+
+
+def test_the_dtype_by_its_older_name(folder):
+    assert TextToImagePipeline.from_pretrained(folder, device="cpu", torch_dtype=torch.float64).adapter.dtype == torch.float64
+
+
+def test_what_chooses_a_version_on_the_hub_reaches_the_hub(folder, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    TextToImagePipeline.from_pretrained("someone/emu3", device="cpu", revision="v2", token="secret", cache_dir="/somewhere")
+    assert asked == {"name": "someone/emu3", "revision": "v2", "token": "secret", "cache_dir": "/somewhere"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": None}, "prompt: expected one text or several, got None"),
+        ({"negative_prompt": ["blurry"]}, r"negative_prompt: expected one text for all prompts, got \['blurry'\]"),
+    ],
+)
+def test_prompts_of_another_kind_are_named(folder, settings, message):
+    pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu")
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{"prompt": "a cat", **settings})

@@ -26,10 +26,10 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.adapter, name)
 
-    def forward(self, inputs_embeds, cache):
+    def forward(self, inputs_embeds, cache, **outputs):
         self.rows.append(len(inputs_embeds))
         self.cache = cache
-        return self.adapter.forward(inputs_embeds, cache)
+        return self.adapter.forward(inputs_embeds, cache, **outputs)
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_a_row_that_fails_after_others_have_left_is_named_by_its_place_in_the_ba
     poisoned = {"from": 8}
     forward = model.adapter.forward
 
-    def poison(inputs_embeds, cache):
-        logits = forward(inputs_embeds, cache)
+    def poison(inputs_embeds, cache, **outputs):
+        logits = forward(inputs_embeds, cache, **outputs)
         seeds_seen.append(len(inputs_embeds))
         if len(seeds_seen) > poisoned["from"]:
             logits[len(logits) // 2 - 1 if len(inputs_embeds) > 2 else 0] = torch.nan

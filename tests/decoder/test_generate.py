@@ -296,11 +296,18 @@ def test_more_tokens_than_the_model_has_positions_for(model, inputs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(model.generate(**inputs, max_new_tokens=50_000, eos_token_id=end_id, **settings), own)
-    with pytest.warns(UserWarning, match=r"max_new_tokens: rows end after 242 tokens"):  # 256 − 6 before the window − 8 in it
+    with pytest.warns(UserWarning, match=r"max_new_tokens: rows end after 250 tokens"):  # 256 − 6 before the first one is fed
         cut = model.generate(**inputs, max_new_tokens=50_000, **settings)
     assert torch.equal(cut[:, :207], free)
-    with pytest.raises(ValueError, match=r"^window: prompt, image and window together need 257 positions, the model has 256"):
-        model.generate(**inputs, max_new_tokens=243, **settings)
+    own = model.generate(**inputs, do_sample=False, max_new_tokens=249)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=249, **settings), own)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_a_call_that_just_fits_the_models_positions(model, inputs, method):
+    settings = {"do_sample": False, "max_new_tokens": 249}
+    own = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, **settings, custom_generate=sjd2.generate, method=method), own)
 
 
 def test_several_sequences_per_prompt(model, inputs):
@@ -404,11 +411,95 @@ def gemma():
 
 
 @pytest.mark.parametrize("build", [qwen2, gpt2, opt, falcon, gemma])
-@pytest.mark.parametrize("method", ["jacobi", "mc-sjd"])
+@pytest.mark.parametrize("method", ["jacobi", "mc-sjd", "sjd2"])
+@pytest.mark.filterwarnings("ignore:method. sjd2 feeds noise")
 def test_other_families(build, inputs, method):
     other = build()
     own, ours = both(other, inputs, method=method, do_sample=False, max_new_tokens=24, pad_token_id=0, eos_token_id=7)
     assert torch.equal(own, ours)
+
+
+class NothingBehind(LogitsProcessor):
+    """Of constraint libraries: no id is possible behind an end, or asking is an error."""
+
+    def __init__(self, ends, error=False):
+        self.ends, self.error = torch.tensor(ends), error
+
+    def __call__(self, input_ids, scores):
+        ended = torch.isin(input_ids[:, 7:], self.ends).any(1)
+        if self.error and ended.any():
+            raise RuntimeError("behind the end")
+        return scores.masked_fill(ended[:, None], -torch.inf)
+
+
+class EndsWith(StoppingCriteria):
+    def __init__(self, ends):
+        self.ends = torch.tensor(ends)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.isin(input_ids[:, -1], self.ends)
+
+
+@pytest.mark.filterwarnings("ignore:logits_processor")
+@pytest.mark.filterwarnings("ignore:stopping_criteria")
+@pytest.mark.parametrize("error", [False, True], ids=["nothing", "raises"])
+@pytest.mark.parametrize("ends", ["ids", "criterion"])
+def test_processors_that_allow_nothing_behind_the_end(model, inputs, ends, error):
+    """A forward commits tokens behind the end; what processors say there is of no interest."""
+    one = {name: values[2:] for name, values in inputs.items()}
+    settings = {"do_sample": True, "max_new_tokens": 40, "pad_token_id": 0, "custom_generate": sjd2.generate}
+    settings |= {"eos_token_id": [5, 9]} if ends == "ids" else {"stopping_criteria": [EndsWith([5, 9])]}
+    settings["logits_processor"] = [NothingBehind([5, 9], error)]
+    ended = 0
+    for seed in range(8):
+        runs = [model.generate(**one, **settings, method=method, window=window, seed=seed) for method, window in (("ar", 1), ("jacobi", 8))]
+        assert torch.equal(*runs)
+        ended += runs[0].shape[1] < 47
+    assert ended > 2  # otherwise nothing would have been tested
+
+
+class HalvesInPlace(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        scores *= 0.3
+        return scores
+
+
+class Picky(LogitsProcessor):
+    """Refuses prefixes that drafts make up, and that never come about."""
+
+    def __call__(self, input_ids, scores):
+        if (input_ids[:, 7:] == 9).any():
+            raise RuntimeError("an unknown prefix")
+        scores[:, 9] = -torch.inf
+        return scores
+
+
+@pytest.mark.filterwarnings("ignore:logits_processor")
+def test_processors_that_work_in_place_are_applied_once(model, inputs):
+    settings = {"do_sample": True, "max_new_tokens": 30, "logits_processor": [HalvesInPlace(), Picky()], "custom_generate": sjd2.generate}
+    for seed in range(6):
+        runs = [model.generate(**inputs, **settings, method=method, window=window, seed=seed) for method, window in (("ar", 1), ("jacobi", 8))]
+        assert torch.equal(*runs)
+
+
+def test_embeddings_do_not_get_round_the_comparison_with_the_models_own_forward(inputs):
+    doubled = random_llama()
+
+    class Doubled(type(doubled)):
+        def forward(self, *arguments, **named):
+            output = super().forward(*arguments, **named)
+            output.logits = 2 * output.logits
+            return output
+
+    doubled.__class__ = Doubled
+    embeds = doubled.get_input_embeddings()(inputs["input_ids"])
+    for mode in (doubled.train, doubled.eval):  # what was not compared in training is compared afterwards
+        mode()
+        if not doubled.training:
+            with pytest.raises(ValueError, match="gives others"):
+                sjd2.generate(doubled, inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=3, do_sample=False)
+        else:
+            sjd2.generate(doubled, inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=3, do_sample=False)
 
 
 def test_a_processor_list_may_be_plain(model, inputs):

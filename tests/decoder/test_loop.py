@@ -222,5 +222,17 @@ def test_models_that_it_would_get_wrong_are_refused(field, value, message):
 
 
 def test_an_image_that_the_model_has_no_positions_for_is_refused(adapter):
-    with pytest.raises(ValueError, match="window: prompt, image and window together need 329 positions, the model has 256"):
+    free = TokenLayout(torch.full((3, 252), -1), torch.tensor([252, 18, 12]))
+    with pytest.raises(ValueError, match="prompt: prompt and image together need 257 positions, the model has 256"):
+        run(adapter, "mc-sjd", sequence=free)
+    with pytest.raises(ValueError, match="window: expected at most the model's 256 positions, got 300"):
         run(adapter, "mc-sjd", window=300)
+
+
+def test_an_image_may_take_up_all_positions(adapter):
+    """Slots behind its end have none of their own, so a window needs no room there."""
+    forced = torch.full((3, 251), 7)
+    forced[:, 240:] = -1
+    whole = TokenLayout(forced, torch.tensor([251, 18, 12]))
+    expected = run(adapter, "ar", sequence=whole)
+    assert torch.equal(run(adapter, "jacobi", sequence=whole, window=40).tokens, expected.tokens)

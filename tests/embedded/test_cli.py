@@ -138,7 +138,7 @@ def test_damaged_weights_are_one_line_and_leave_nothing(tmp_path, monkeypatch, c
 def test_a_window_that_the_model_has_no_positions_for_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["generate", PROMPT, "--window", "10000"]) == 1
-    assert capsys.readouterr().err.startswith("error: window: prompt, image and window together need")
+    assert capsys.readouterr().err.startswith("error: window: expected at most the model's 512 positions, got 10000")
 
 
 def test_a_folder_without_write_permission_is_an_error_before_any_work(tmp_path, monkeypatch, capsys):

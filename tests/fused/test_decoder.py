@@ -19,8 +19,8 @@ class HalfPreciseTables(TableModel):
     def embed(self, tokens):
         return super().embed(tokens).float()
 
-    def forward(self, inputs_embeds, cache):
-        return super().forward(inputs_embeds.double(), cache).float()
+    def forward(self, inputs_embeds, cache, **outputs):
+        return super().forward(inputs_embeds.double(), cache, **outputs).float()
 
     def prompt(self, tables, lengths):
         prompt = super().prompt(tables, lengths)

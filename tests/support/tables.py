@@ -22,6 +22,8 @@ _FILLER = -1.0
 class TableModel:
     """``DecodableModel`` with ``tables`` random AR laws over ``vocab_size`` ids and up to ``count`` tokens."""
 
+    position_limit = None
+
     def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5, device: str = "cpu"):
         self.vocab_size, self.count = vocab_size, count
         prefixes = sum(vocab_size**n for n in range(count))
@@ -42,7 +44,10 @@ class TableModel:
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         return kind(1, rows, capacity, device=self.device)
 
-    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache, *, outputs: slice = slice(None)) -> torch.Tensor:
+        return self._logits(inputs_embeds, cache)[:, outputs]
+
+    def _logits(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         fed = inputs_embeds[:, None]
         positions = cache.positions(inputs_embeds.shape[1])
         columns, places = cache.layers[0].update(fed, positions[:, None, :, None].to(fed.dtype))

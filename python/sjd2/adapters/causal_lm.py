@@ -14,7 +14,7 @@ from ..cache import RaggedCache
 from ..decoding import Prompt
 from ..denoising import Denoising
 from .base import ImageRequest
-from .refusals import check_config
+from .refusals import check_config, check_placement
 
 __all__ = ["SlicedCausalLM"]
 
@@ -46,6 +46,7 @@ class SlicedCausalLM:
         self.model, self.image_id_start, self.vocab_size = model, image_id_start, vocab_size
         self.structural_ids = tuple(structural_ids)
         check_config(model.config, self.text_config)
+        check_placement(model)
         entry = (getattr(model.config, "sjd2", None) or {}).get("denoising")
         self.denoising = None if entry is None else Denoising.from_config(entry)
         self.stored_dtype = model.dtype
@@ -86,6 +87,11 @@ class SlicedCausalLM:
         return self.model.config.get_text_config(decoder=True)
 
     @property
+    def position_limit(self) -> int | None:
+        """See ``DecodableModel.position_limit``."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def missing_decoder(self) -> str | None:
         """See ``Adapter.missing_decoder``: nothing is missing."""
         return None
@@ -94,7 +100,11 @@ class SlicedCausalLM:
     def device(self) -> torch.device:
         """Of the inputs: a trainer moves the model, and a sharded one takes them where its embedding lies."""
         weight = self._embedding.weight
-        return self.model.device if weight.is_meta else weight.device
+        if not weight.is_meta:
+            return weight.device
+        # Offloaded weights are brought to where their module computes.
+        place = getattr(getattr(self._embedding, "_hf_hook", None), "execution_device", None)
+        return self.model.device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,12 +142,15 @@ class SlicedCausalLM:
 
     def image_embeddings(self) -> torch.Tensor:
         """See ``DecodableModel.image_embeddings``."""
-        return self._embedding.weight[self.image_id_start : self.image_id_start + self.vocab_size]
+        embedding = self._embedding
+        if type(embedding) is nn.Embedding and not embedding.weight.is_meta:
+            return embedding.weight[self.image_id_start : self.image_id_start + self.vocab_size]
+        return self.embed(torch.arange(self.vocab_size, device=self.device))  # Gemma scales what stands in the table, adapters of peft add to it
 
-    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache, *, outputs: slice = slice(None)) -> torch.Tensor:
         """See ``DecodableModel.forward``."""
         window = inputs_embeds.shape[1]
-        return self.logits(inputs_embeds, cache.mask(window), cache.positions(window), cache)
+        return self.logits(inputs_embeds, cache.mask(window), cache.positions(window), cache, outputs=outputs)
 
     def logits(
         self,
@@ -189,7 +202,4 @@ class SlicedCausalLM:
 
     def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
         """See ``DecodableModel.new_cache``."""
-        limit = self.text_config.max_position_embeddings
-        if capacity > limit:
-            raise ValueError(f"window: prompt, image and window together need {capacity} positions, the model has {limit}; use a smaller window")
         return kind(self.text_config.num_hidden_layers, rows, capacity, device=self.device)

@@ -98,7 +98,7 @@ class Emu3Adapter(SlicedCausalLM):
         self.processor.save_pretrained(folder)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which ``new_cache`` finds."""
+        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which decoding finds."""
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("prompt: expected a caption, got an empty string")

@@ -100,7 +100,7 @@ class JanusAdapter(SlicedCausalLM):
         return [inner.vision_model, inner.aligner, inner.vqmodel, *([head] if speaks_only else [])]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which ``new_cache`` finds."""
+        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which decoding finds."""
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("prompt: expected a caption, got an empty string")

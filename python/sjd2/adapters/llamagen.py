@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, JanusVQVAE, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel
 
-from ..cache import RaggedCache
 from ..decoding import TokenLayout
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .captions import clean_caption
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
@@ -161,6 +160,15 @@ class LlamaGenAdapter(SlicedCausalLM):
         config = kind.config_class.from_pretrained(folder, local_files_only=True)
         return load_model(kind, folder, config, device=device, dtype=dtype)
 
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``: its prompts are features of a text encoder, not ids.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("model: LlamaGen's prompts are no ids of the model; use TextToImagePipeline.from_pretrained(folder)")
+
     def save_pretrained(self, folder: Path) -> None:
         """See ``Adapter.save_pretrained``."""
         torch.nn.Module.to(self.model, self.stored_dtype)
@@ -213,10 +221,6 @@ class LlamaGenAdapter(SlicedCausalLM):
         """See ``Adapter.partner_ids``; a negative prompt that is not empty is a caption of its own."""
         pairs = zip(self.prompt_ids(prompts), negative_prompts, strict=True)
         return [self.prompt_ids([negative])[0] if negative else self._unconditional(len(row)) for row, negative in pairs]
-
-    def new_cache(self, rows: int, capacity: int, kind: type[RaggedCache] = RaggedCache) -> RaggedCache:
-        """See ``DecodableModel.new_cache``: caption and image are bounded, and positions are cells, so that any window has room."""
-        return kind(self.text_config.num_hidden_layers, rows, capacity, device=self.device)
 
     def layout(self, batch_size: int, grid: tuple[int, int] | None = None) -> TokenLayout:
         """See ``Adapter.layout``; the axes are those of :class:`GridRotary`."""

@@ -80,8 +80,8 @@ def _convert_gpt(state: _State, heads: int | None) -> tuple[LlamaConfig, _State,
         raise ValueError("gpt: expected a model of captions, got one of classes")
     embedding = _take("gpt", state, "tok_embeddings.weight")
     codes, width = embedding.shape
-    heads = heads or _HEADS.get(width)
-    if heads is None or width % heads or width // heads % 4:
+    heads = _HEADS.get(width) if heads is None else heads
+    if heads is None or heads < 1 or width % heads or width // heads % 4:
         known = ", ".join(map(str, _HEADS))
         raise ValueError(f"heads: expected the number of attention heads of a model of width {width} (it is known for {known}), got {heads}")
     head_dim = width // heads

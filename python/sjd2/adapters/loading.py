@@ -31,7 +31,7 @@ def load_model(
             on ``device``.
 
     Raises:
-        OSError, ValueError: a file is missing, damaged, or does not fit the configuration; or a model spread over several devices.
+        OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
     """
     model, report = kind.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True, **options)
     missing = set(report["missing_keys"])
@@ -43,9 +43,6 @@ def load_model(
             delattr(model.get_submodule(owner), name)  # what it has is random
     if missing or report["mismatched_keys"]:
         raise ValueError(f"weights: {len(missing)} tensors are missing and {len(report['mismatched_keys'])} have another shape")
-    placed = sorted({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()})
-    if len(placed) > 1:  # a row's length would have to be on each of them
-        raise ValueError(f"device_map: expected the whole model on one device, got {', '.join(placed)}; keys and values of a row lie together")
     if getattr(model, "hf_device_map", None) is None and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     stored = json.loads((folder / "config.json").read_text())

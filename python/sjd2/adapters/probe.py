@@ -14,12 +14,15 @@ __all__ = ["check_logits"]
 _SHORTEST, _LONGEST = 6, 64
 
 
-def check_logits(adapter: SlicedCausalLM, ids: Sequence[int]) -> None:
-    """Compare the decoder's forward, over two rows of different lengths, with the model's own. Not asked of a model in training, or without weights.
+def check_logits(adapter: SlicedCausalLM, ids: Sequence[int]) -> bool:
+    """Compare the decoder's forward, over two rows of different lengths, with the model's own.
 
     Args:
         adapter: of the model.
         ids: of its vocabulary, such as a prompt.
+
+    Returns:
+        Whether they were compared: a model in training draws dropout, and one on the meta device has nothing to compare.
 
     Raises:
         ValueError: the logits differ by more than rounding: the forward does something to them (Chameleon's masks image tokens), or the backbone
@@ -27,7 +30,7 @@ def check_logits(adapter: SlicedCausalLM, ids: Sequence[int]) -> None:
     """
     model = adapter.model
     if model.training or adapter.device.type == "meta":
-        return
+        return False
     count = min(max(len(ids), _SHORTEST), _LONGEST)
     row = torch.tensor([*ids] * -(-count // len(ids)), device=adapter.device)[:count]
     first, second, window = count - 3, count - 5, 3
@@ -54,3 +57,4 @@ def check_logits(adapter: SlicedCausalLM, ids: Sequence[int]) -> None:
             f"model: expected logits that are its head's product with what its backbone gives, but {type(model).__name__}.forward gives others: up "
             f"to {float(distance):.2g} away, at a size of {float(size):.2g}"
         )
+    return True

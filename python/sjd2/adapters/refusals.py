@@ -6,7 +6,7 @@ import inspect
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["check_config", "check_forward"]
+__all__ = ["check_config", "check_forward", "check_placement"]
 
 #: Entries of ``layer_types`` by what is wrong with them; everything else that is not full attention keeps a state that cannot be rolled back.
 _WINDOWED = ("sliding_attention", "chunked_attention")
@@ -39,6 +39,20 @@ def check_config(config: PretrainedConfig, text_config: PretrainedConfig) -> Non
     if not getattr(text_config, "num_hidden_layers", None) or not getattr(text_config, "num_attention_heads", None):
         raise ValueError(
             f"model: expected a model of attention layers, got model type {config.model_type!r}, whose state no draft can be taken out of"
+        )
+
+
+def check_placement(model: PreTrainedModel) -> None:
+    """Refuse a model that computes on several devices; weights that a device map leaves on the disk or beside a GPU on the CPU are brought to it.
+
+    Raises:
+        ValueError: several.
+    """
+    placed = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    computing = sorted(placed - {"disk", "cpu"})
+    if len(computing) > 1:  # a row's length would have to be on each of them
+        raise ValueError(
+            f"device_map: expected a model that computes on one device, got {', '.join(computing)}; keys and values of a row lie together"
         )
 
 

@@ -41,7 +41,9 @@ _IN_DIFFUSERS = "vision_language_encoder"
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
 
 
-def _local_folder(model: str | Path) -> Path:
+def _local_folder(model: str | Path, options: dict[str, Any]) -> Path:
+    """Where the model lies, fetched if need be; takes out of ``options`` those that say which of its versions, and where it is kept."""
+    fetch = {name: options.pop(name) for name in ("revision", "token", "cache_dir", "force_download", "local_files_only") if name in options}
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -50,7 +52,7 @@ def _local_folder(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model)))
+        return Path(snapshot_download(str(model), **fetch))
     except Exception as error:  # no network, no such repository, no access: each its own kind
         raise FileNotFoundError(f"model: {str(model)!r} is no folder here and could not be fetched from the hub: {error}") from error
 
@@ -108,10 +110,11 @@ def load_adapter(
         FileNotFoundError: nothing there.
         ValueError: a device that is not there, damaged files, or a model that no adapter exists for.
     """
-    folder = EMBEDDED_MODEL if model is None else _local_folder(model)
+    folder = EMBEDDED_MODEL if model is None else _local_folder(model, options)
     if (folder / "model_index.json").is_file() and (folder / _IN_DIFFUSERS).is_dir():
         folder = folder / _IN_DIFFUSERS
     target = _device(device)
+    dtype = options.pop("torch_dtype", None) if dtype is None else dtype  # its name before Transformers 5
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     try:

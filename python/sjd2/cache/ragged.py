@@ -114,6 +114,7 @@ class RaggedCache(Cache):
         self.capacity = capacity
         self.levels: torch.Tensor | None = None
         self.starts: torch.Tensor | None = None
+        self.count = 0
         self.places: torch.Tensor | None = None
         self._layers = [self._layer(index) for index in range(layers)]
         super().__init__(layers=[*self._layers])
@@ -134,9 +135,9 @@ class RaggedCache(Cache):
         """See the class."""
         return self._rows.overflow
 
-    def begin_image(self, starts: torch.Tensor, places: torch.Tensor | None) -> None:
-        """Tell that the image's tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""
-        self.starts, self.places = starts, places
+    def begin_image(self, starts: torch.Tensor, count: int, places: torch.Tensor | None) -> None:
+        """Tell that images of ``count`` tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""
+        self.starts, self.count, self.places = starts, count, places
 
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
@@ -165,7 +166,10 @@ class RaggedCache(Cache):
     def positions(self, inputs: int) -> torch.Tensor:
         """Positions ``[R, inputs]`` of the next inputs, or ``[A, R, inputs]`` along A rotary axes; those of timestep tokens are 0."""
         ahead = torch.arange(inputs, device=self.lengths.device)
-        positions = rotary_positions(self.lengths[:, None] + ahead, self.starts, self.places)
+        columns = self.lengths[:, None] + ahead
+        if self.starts is not None:  # slots behind an image's end, on which nothing depends, take no positions of their own
+            columns = columns.minimum(self.starts[:, None] + self.count - 1)
+        positions = rotary_positions(columns, self.starts, self.places)
         return positions if self.levels is None else positions.masked_fill(ahead >= self.levels.shape[1], 0)
 
     def mask(self, inputs: int) -> torch.Tensor:

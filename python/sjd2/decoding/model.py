@@ -35,6 +35,11 @@ class DecodableModel(Protocol):
     #: V, rows of the sliced output head.
     vocab_size: int
 
+    @property
+    def position_limit(self) -> int | None:
+        """Positions that prompt and image may take up; ``None``: any number."""
+        ...
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of image and structural ids ``[B, N]``."""
         ...
@@ -43,8 +48,10 @@ class DecodableModel(Protocol):
         """Input embeddings ``[V, D]`` of all image ids."""
         ...
 
-    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+    def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache, *, outputs: slice = slice(None)) -> torch.Tensor:
         """Logits ``[R, W, V]`` of ``inputs_embeds [R, W, D]``, whose keys and values it appends to every layer of ``cache``.
+
+        ``outputs`` chooses some of the W.
 
         Positions and attention mask are the cache's: ``cache.positions(W)`` and ``cache.mask(W)``.
         """

@@ -72,18 +72,27 @@ def per_model_row(values: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 
 def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState, RaggedCache]:
-    """Run the prompt but for its last input, and fill the first window with drafts."""
+    """Run the prompt but for its last input, and fill the first window with drafts.
+
+    Raises:
+        ValueError: more positions than the model has.
+    """
     layout, window = plan.layout, plan.preset.window
     batch, count = layout.forced.shape
     rows, width, _ = prompt.embeds.shape
     device = prompt.embeds.device
     extra = 0 if plan.denoiser is None else len(plan.denoiser.timesteps)
+    limit = plan.model.position_limit
+    if limit is not None and width - 1 + count > limit:
+        raise ValueError(f"prompt: prompt and image together need {width - 1 + count} positions, the model has {limit}")
+    if limit is not None and window > limit:
+        raise ValueError(f"window: expected at most the model's {limit} positions, got {window}")
     cache = plan.model.new_cache(rows, width - 1 + count + window + extra, plan.cache)
     if width > 1:
         with stopwatch:
-            plan.model.forward(prompt.embeds[:, :-1], cache)
+            plan.model.forward(prompt.embeds[:, :-1], cache, outputs=slice(0, 1))  # nobody looks at what a prompt predicts
         cache.commit(prompt.lengths - 1)
-    cache.begin_image(prompt.lengths, layout.places)
+    cache.begin_image(prompt.lengths, count, layout.places)
     tail = prompt.embeds[torch.arange(rows, device=device), prompt.lengths - 1][:, None]
 
     zeros = torch.zeros(batch, dtype=torch.int64, device=device)

@@ -52,13 +52,12 @@ class Call:
         """Tokens that a row may have."""
         return self.layout.forced.shape[1]
 
-    def within_positions(self, window: int) -> Call:
-        """Rows cut to what the model has positions for, where more are asked for than it has; ``window``: columns that are fed ahead."""
-        before = self.prompt.embeds.shape[1] - 1
-        limit = getattr(self.model.text_config, "max_position_embeddings", None)
+    def within_positions(self) -> Call:
+        """Rows cut to what the model has positions for, where more are asked for than it has."""
+        before, limit = self.prompt.embeds.shape[1] - 1, self.model.position_limit
         if not self.free or limit is None or before + self.longest <= limit:
             return self
-        length = max(1, limit - before - window)
+        length = max(1, limit - before)
         return replace(self, layout=replace(self.layout, forced=self.layout.forced[:, :length], lengths=self.layout.lengths.clamp(max=length)))
 
 
@@ -115,8 +114,7 @@ def _images(model: PreTrainedModel, ids: list[list[int]] | None, inputs: dict[st
 def _tokens(model: PreTrainedModel, ids: list[list[int]] | None, batch: int, length: int) -> ImageRequest:
     """Any ``length`` tokens of the vocabulary."""
     adapter = whole_vocabulary(model)
-    if ids is not None:
-        check_once(adapter, ids[0])
+    check_once(adapter, range(min(adapter.vocab_size, 64)) if ids is None else ids[0])
     free = torch.full((1, length), -1, device=adapter.device).expand(batch, -1)
     return ImageRequest(adapter, TokenLayout(free, torch.full((batch,), length, device=adapter.device)))
 

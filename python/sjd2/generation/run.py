@@ -37,7 +37,7 @@ def _tell(call: Call) -> None:
 
 def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Callable[[Progress], None] | None) -> torch.Tensor | GenerateOutput:
     """Decode."""
-    call = call.within_positions(preset.window + (0 if preset.denoising is None else preset.denoising.timestep_tokens(preset.window)))
+    call = call.within_positions()
     model, sampling, device = call.model, call.sampling, call.model.device
     vocabulary = SliceVocabulary(model, call.own_ids)
     end_ids = [token for token in call.ends.ids if vocabulary.slice_id(token) >= 0]
@@ -70,7 +70,7 @@ def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Call
     tokens = vocabulary.vocabulary_ids(result.tokens).to(call.input_ids.device)
     lengths = [row.tokens for row in result.rows]
     if call.longest < call.ends.length and call.free and max(lengths) == call.longest:
-        warnings.warn(f"max_new_tokens: rows end after {call.longest} tokens, behind which the model has no positions for a window", stacklevel=3)
+        warnings.warn(f"max_new_tokens: rows end after {call.longest} tokens, behind which the model has no positions", stacklevel=3)
     for row, length in ({} if rules is None else rules.ends).items():
         lengths[row] = min(lengths[row], length)
     if len(end_ids) > 1:

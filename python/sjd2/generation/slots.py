@@ -112,7 +112,7 @@ class SlotRules:
         All rows go along, so that each keeps its number.
         """
         try:
-            return self._apply(ids, scores, uncond, rows), {}
+            return self._apply(ids, scores.clone(), None if uncond is None else uncond.clone(), rows), {}  # some work in place
         except Exception:  # drafts made up a prefix that a processor does not know; which row's, it does not say
             outcome, errors = scores.clone(), {}
         for row in rows:
@@ -144,20 +144,25 @@ class SlotRules:
         Raises:
             FloatingPointError: processors left no id after tokens that were committed; or what they raised there.
         """
-        if self._dead:
-            committed = state.committed.tolist()
-            for (row, place), error in self._dead.items():
-                if committed[row] > place:
-                    text = f"logits_processor: expected at least one id that may be drawn, got none for token {place} of row {row}"
-                    raise error or FloatingPointError(text)
         tokens = self.vocabulary.vocabulary_ids(state.tokens)
         final = torch.arange(tokens.shape[1], device=tokens.device) < state.committed[:, None]
-        stopped = (torch.isin(tokens, self.end_ids) & final).any(1)
+        ends = torch.isin(tokens, self.end_ids) & final
+        stopped = ends.any(1)
         if self.criteria:
             self._look(self._known(state), state.committed.tolist())
             for row in self.ends:
                 stopped[row] = True
+        if self._dead:
+            self._raise_dead(state.committed.tolist(), torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1]).tolist())
         return stopped
+
+    def _raise_dead(self, committed: list[int], ended: list[int]) -> None:
+        """Raise for a committed token that no processor allowed; what stands behind a row's end does not count."""
+        for (row, place), error in self._dead.items():
+            if place < min(committed[row], ended[row], self.ends.get(row, committed[row])):
+                raise error or FloatingPointError(
+                    f"logits_processor: expected at least one id that may be drawn, got none for token {place} of row {row}"
+                )
 
     def _look(self, known: torch.Tensor, committed: list[int]) -> None:
         """Ask the criteria about every token committed since the last look."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakSet
 
 from transformers import PreTrainedModel
@@ -30,12 +31,11 @@ def whole_vocabulary(model: PreTrainedModel) -> SlicedCausalLM:
     return adapter
 
 
-def check_once(adapter: SlicedCausalLM, ids: list[int]) -> None:
+def check_once(adapter: SlicedCausalLM, ids: Sequence[int]) -> None:
     """See ``adapters.probe``; what was found right is not asked again.
 
     Raises:
         ValueError: the logits are not those of the model's own forward.
     """
-    if adapter.model not in _checked:
-        check_logits(adapter, ids)
+    if adapter.model not in _checked and check_logits(adapter, ids):
         _checked.add(adapter.model)
