@@ -11,7 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
-from conditions import conditions
+from conditions import conditions, weights_digest
 from intervals import mean_and_error
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
@@ -81,16 +81,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
-    training = json.loads((options.model / "training_log.json").read_text())["model"][-1]
-    print(
-        f"held-out NLL {training['held_out_pairs_nll']:.3f} nats per token, entropy {training['held_out_pairs_entropy']:.3f}; "
-        f"guidance {options.guidance_scale}, {options.prompts} held-out prompts"
-    )
+    print(f"guidance {options.guidance_scale}, {options.prompts} held-out prompts")
     figures = {
         "conditions": conditions(options.device),
-        "model": {
-            name: training[name] for name in ("held_out_photos_nll", "held_out_photos_entropy", "held_out_pairs_nll", "held_out_pairs_entropy")
-        },
+        "weights": weights_digest(options.model),
         "guidance_scale": options.guidance_scale,
         "prompts": options.prompts,
         "timed": options.timed,

@@ -37,11 +37,11 @@ def compression_table(results: dict) -> str:
 
 def conditions_line(results: dict) -> str:
     """What the figures were measured under."""
-    facts, model = results["conditions"], results["model"]
+    facts = results["conditions"]
     return (
         "Tokens per forward (`ar`: 1), then the gain in time at the best window. "
         f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; "
-        f"the model's held-out NLL is {model['held_out_pairs_nll']:.2f} nats per token, its entropy {model['held_out_pairs_entropy']:.2f}. "
+        "how likely held-out pictures are to the model is on its card. "
         f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; "
         f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
         + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")

@@ -57,7 +57,7 @@ def test_a_dtype_as_stored(folder):
 
 def test_a_quantised_model_is_driven_as_it_is(folder):
     """Weights in eight bits are tensors of another kind; drafts change nothing in what the quantised model says."""
-    quantization = pytest.importorskip("torchao.quantization")
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
     config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
     pipeline = TextToImagePipeline.from_pretrained(folder, device="cpu", dtype=torch.float32, quantization_config=config)
     layer = pipeline.adapter.model.model.text_model.layers[0].self_attn.q_proj
