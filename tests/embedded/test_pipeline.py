@@ -135,7 +135,7 @@ def test_words_the_model_does_not_know_are_named(pipeline):
 )
 def test_bad_settings_are_named_before_any_work(pipeline, monkeypatch, settings, message):
     if settings.get("window") != 10_000:
-        monkeypatch.setattr(pipeline.adapter, "forward", lambda *_: pytest.fail("the model ran"))
+        monkeypatch.setattr(pipeline.adapter, "forward", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=message):
         pipeline(**({"prompt": PROMPT} | settings))
 
@@ -157,7 +157,9 @@ def test_the_pipeline_works_after_logits_that_were_not_finite(pipeline, monkeypa
     expected = pipeline(PROMPT, seed=3).tokens
     with monkeypatch.context() as patch:
         forward = pipeline.adapter.forward
-        patch.setattr(pipeline.adapter, "forward", lambda embeds, cache: forward(embeds, cache).index_fill(-1, torch.tensor(9), bad))
+        patch.setattr(
+            pipeline.adapter, "forward", lambda embeds, cache, **outputs: forward(embeds, cache, **outputs).index_fill(-1, torch.tensor(9), bad)
+        )
         with pytest.raises(FloatingPointError, match=r"logits: expected finite values .* in row 0 within iteration 1"):
             pipeline(PROMPT, seed=3)
     assert torch.equal(pipeline(PROMPT, seed=3).tokens, expected)
@@ -165,7 +167,7 @@ def test_the_pipeline_works_after_logits_that_were_not_finite(pipeline, monkeypa
 
 def test_a_row_with_every_id_masked_is_an_error(pipeline, monkeypatch):
     forward = pipeline.adapter.forward
-    monkeypatch.setattr(pipeline.adapter, "forward", lambda embeds, cache: torch.full_like(forward(embeds, cache), -torch.inf))
+    monkeypatch.setattr(pipeline.adapter, "forward", lambda embeds, cache, **outputs: torch.full_like(forward(embeds, cache, **outputs), -torch.inf))
     with pytest.raises(FloatingPointError, match=r"got NaN, .inf or a fully masked distribution in row 0"):
         pipeline(PROMPT)
 

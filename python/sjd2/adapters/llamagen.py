@@ -160,6 +160,11 @@ class LlamaGenAdapter(SlicedCausalLM):
         config = kind.config_class.from_pretrained(folder, local_files_only=True)
         return load_model(kind, folder, config, device=device, dtype=dtype)
 
+    @property
+    def position_limit(self) -> int | None:
+        """See ``DecodableModel.position_limit``: caption and image are bounded, and positions are cells."""
+        return None
+
     @classmethod
     def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
         """See ``Adapter.requested``: its prompts are features of a text encoder, not ids.
