@@ -91,7 +91,7 @@ def test_num_images_counts_seeds_up(pipeline):
 def test_guidance_scale_1_runs_without_the_unconditional_branch(pipeline, monkeypatch):
     seen = []
     forward = pipeline.adapter.forward
-    monkeypatch.setattr(pipeline.adapter, "forward", lambda embeds, cache: seen.append(len(embeds)) or forward(embeds, cache))
+    monkeypatch.setattr(pipeline.adapter, "forward", lambda embeds, *rest, **named: seen.append(len(embeds)) or forward(embeds, *rest, **named))
     pipeline(PROMPT, guidance_scale=1.0, method="jacobi")
     assert set(seen) == {1}
     seen.clear()
