@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import check_shape
 from ..processing import LogitsProcessing, RowStatistics
 from ..random import Purpose
 from ..verify.records import LastForward, Rule, Verification
@@ -23,6 +24,13 @@ def _logits(logits: torch.Tensor | None) -> tuple[int, ...] | None:
     return None if logits is None else (logits.data_ptr(), _TYPES[logits.dtype], *logits.shape, *logits.stride())
 
 
+def _check_vector(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Nothing but this stands between a wrong tensor and memory that is not its own."""
+    check_shape(name, tensor, shape)
+    if tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise TypeError(f"{name}: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+
+
 class _Addresses:
     """Of tensors made contiguous, which live as long as this does."""
 
@@ -34,8 +42,16 @@ class _Addresses:
         self._alive += [tensor for tensor in contiguous if tensor is not None]
         return tuple(0 if tensor is None else tensor.data_ptr() for tensor in contiguous)
 
-    def processing(self, processing: LogitsProcessing) -> tuple[int, ...]:
+    def processing(self, processing: LogitsProcessing, rows: int) -> tuple[int, ...]:
+        kinds = {"guidance_scale": torch.float32, "temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32}
+        for name, dtype in kinds.items():
+            _check_vector(f"processing.{name}", getattr(processing, name), (rows,), dtype)
         return self(processing.guidance_scale, processing.temperature, processing.top_k, processing.top_p, processing.allowed)
+
+    def statistics(self, statistics: RowStatistics, slots: torch.Size) -> tuple[int, ...]:
+        for name, dtype in {"threshold": torch.float32, "cut": torch.int64, "logsumexp": torch.float32}.items():
+            _check_vector(f"last.statistics.{name}", getattr(statistics, name), slots, dtype)
+        return self(*statistics)
 
 
 def verify_native(
@@ -60,6 +76,7 @@ def verify_native(
 
     Raises:
         ValueError: a draft that is no id, or a ``q_row`` that is no slot.
+        TypeError: statistics or parameters of another kind than ``verify`` and ``LogitsProcessing.create`` make.
     """
     assert module is not None
     slots, rows = drafts.shape, drafts.shape[:1]
@@ -77,8 +94,8 @@ def verify_native(
         _logits(logits_uncond),
         None if last is None else _logits(last.logits),
         None if last is None else _logits(last.logits_uncond),
-        None if last is None else addresses(*(value.to(dtype) for value, dtype in zip(last.statistics, (torch.float32, torch.int64, torch.float32)))),
-        addresses.processing(processing),
+        None if last is None else addresses.statistics(last.statistics, slots),
+        addresses.processing(processing, len(position)),
         addresses(drafts, q_row, clean, forced, remaining, seeds, iteration, position),
         _RULES[rule],
         log_keep_ratio,
@@ -87,9 +104,8 @@ def verify_native(
         torch.get_num_threads(),
     )
     if bad_row >= 0:
-        raise ValueError(
-            f"drafts, q_row: expected ids in [0, {logits.shape[-1]}), and slots below {slots[1]} or Q_NONE, Q_UNIFORM, Q_POINT, got otherwise in row {bad_row}"
-        )
+        legal = f"ids in [0, {logits.shape[-1]}), and slots below {slots[1]} or Q_NONE, Q_UNIFORM, Q_POINT"
+        raise ValueError(f"drafts, q_row: expected {legal}, got otherwise in row {bad_row}")
     return result
 
 
@@ -110,7 +126,7 @@ def sample_native(
     module.cpu_sample(
         _logits(logits),
         _logits(logits_uncond),
-        addresses.processing(processing),
+        addresses.processing(processing, len(position)),
         *addresses(seeds, iteration, position),
         position.shape[1],
         int(purpose),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -109,6 +111,20 @@ def test_what_is_out_of_range_is_refused(name, value):
     arguments[name][1, 2] = value
     with pytest.raises(ValueError, match=r"drafts, q_row: expected ids in \[0, 50\), and slots below 4 .*, got otherwise in row 1"):
         verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **arguments)
+
+
+def test_statistics_and_parameters_of_another_kind_are_refused():
+    logits, uncond, processing, arguments = random_window(2, 4, 50)
+    last = arguments["last"]
+    for change in ({"cut": last.statistics.cut.int()}, {"threshold": last.statistics.threshold.double()}):
+        wrong = LastForward(last.logits, None, last.statistics._replace(**change))
+        with pytest.raises(TypeError, match=r"last\.statistics\..*: expected torch\..* on the CPU"):
+            verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **(arguments | {"last": wrong}))
+    short = LastForward(last.logits, None, last.statistics._replace(cut=last.statistics.cut[:, 1:]))
+    with pytest.raises(ValueError, match="last.statistics.cut"):
+        verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **(arguments | {"last": short}))
+    with pytest.raises(TypeError, match="processing.top_k: expected torch.int64"):
+        verify(logits, uncond, replace(processing, top_k=processing.top_k.int()), rule=Rule.COUPLED, backend="native", **arguments)
 
 
 def test_it_runs_on_a_cpu_unless_another_is_asked_for_or_float64_is_given(monkeypatch):

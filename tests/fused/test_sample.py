@@ -52,5 +52,6 @@ def test_whatever_the_shapes_dtypes_and_settings(device, case, purpose):
 
 def test_no_rows_give_no_ids(device):
     logits, uncond, processing, _ = random_window(1, 1, 7)
-    empty = sample(to(logits[:, :0], device), uncond, to(processing, device), backend="triton", **{k: to(v, device) for k, v in some_slots(1, 0).items()})
+    slots = {name: to(value, device) for name, value in some_slots(1, 0).items()}
+    empty = sample(to(logits[:, :0], device), uncond, to(processing, device), backend="triton", **slots)
     assert empty.shape == (1, 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sjd2_kernels
-from sjd2_kernels.backends import use_backend
 from sjd2_kernels import compiled
+from sjd2_kernels.backends import use_backend
 from sjd2_kernels.kv_cache import reference
 from support import kv_cases as cases
 

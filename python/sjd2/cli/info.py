@@ -12,8 +12,8 @@ import torch
 
 import sjd2_kernels
 from sjd2_kernels.backends import resolve_backend
-from sjd2_kernels.fused import fused_backends
 from sjd2_kernels.compiled import describe, obstacle, sampling_backends
+from sjd2_kernels.fused import fused_backends
 
 __all__ = ["add_parser", "collect"]
 
