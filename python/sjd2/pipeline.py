@@ -33,7 +33,7 @@ class ImageReport:
         forwards: model forwards until the image was finished (prefill not counted).
         tokens_per_forward: step compression; AR sampling has 1.
         accepted_per_forward: accepted drafts per forward.
-        seconds: from the start of decoding until this image was finished; images of a batch share that time.
+        seconds: from when this image's decoding began until it was finished; images that are decoded together share that time.
         forward_seconds: of those, spent in the model's forward, prefill included.
     """
 
@@ -70,8 +70,8 @@ class _ProgressBar:
     def __init__(self, total: int, shown: bool):
         self._bar = tqdm(total=total, unit="token", disable=not shown, leave=False)
 
-    def batch_callback(self, user: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
-        """A callback that counts one batch's tokens and passes the progress on."""
+    def callback(self, user: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+        """A callback that counts tokens and passes the progress on."""
         if self._bar.disable:
             return user
         done = 0
@@ -168,7 +168,7 @@ class TextToImagePipeline:
             temperature: 0 is greedy.
             top_k: 0 keeps all ids.
             top_p: 1 keeps all ids.
-            batch_size: images decoded together.
+            batch_size: images decoded together; the place of one that is finished is taken by the next.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
             callback: called after every forward.
             progress_bar: show one.
@@ -205,26 +205,9 @@ class TextToImagePipeline:
 
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
-            parts = [
-                self._decode_batch(
-                    prompts[i : i + batch_size],
-                    seeds[i : i + batch_size],
-                    negative_prompt,
-                    grid,
-                    preset,
-                    settings,
-                    cache,
-                    bar.batch_callback(callback),
-                )
-                for i in range(0, len(prompts), batch_size)
-            ]
+            return self._decode(prompts, seeds, negative_prompt, grid, preset, settings, batch_size, cache, bar.callback(callback))
         finally:
             bar.close()
-        return PipelineOutput(
-            images=[image for part in parts for image in part.images],
-            tokens=torch.cat([part.tokens for part in parts]),
-            reports=[report for part in parts for report in part.reports],
-        )
 
     def _tuned(self, preset: Preset, by_name: bool) -> Preset:
         """The preset as the model was tuned for it; warns, once, where it was not."""
@@ -239,7 +222,7 @@ class TextToImagePipeline:
             return tuned_preset(preset, tuned)
         return preset
 
-    def _decode_batch(
+    def _decode(
         self,
         prompts: list[str],
         seeds: list[int],
@@ -247,6 +230,7 @@ class TextToImagePipeline:
         grid: tuple[int, int],
         preset: Preset,
         settings: dict[str, Any],
+        batch_size: int,
         cache: str,
         callback: Callable[[Progress], None] | None,
     ) -> PipelineOutput:
@@ -259,6 +243,7 @@ class TextToImagePipeline:
             LogitsProcessing.create(count, **settings, device=adapter.device),
             preset,
             torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
+            batch_size=batch_size,
             callback=callback,
             cache=cache,
         )
@@ -277,5 +262,7 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        images = adapter.images(result.tokens, grid) if adapter.missing_decoder is None else []
+        images = []
+        if adapter.missing_decoder is None:
+            images = [image for part in result.tokens.split(batch_size) for image in adapter.images(part, grid)]
         return PipelineOutput(images, tokens, reports)

@@ -53,6 +53,6 @@ def _sampling_obstacle(*logits: torch.Tensor) -> str | None:
 
 def sampling_backends(*logits: torch.Tensor) -> dict[str, str | None]:
     """Back-ends of ``verify`` and ``sample`` for ``resolve_backend``: Triton kernels first on a GPU, compiled code on a CPU."""
-    obstacles = {"triton": triton_obstacle(*logits), "native": _sampling_obstacle(*logits), "torch": None}
-    order = ("triton", "torch", "native") if logits[0].device.type == "cuda" else ("native", "torch", "triton")
+    obstacles = {"triton": triton_obstacle(*logits), "cpp": _sampling_obstacle(*logits), "torch": None}
+    order = ("triton", "torch", "cpp") if logits[0].device.type == "cuda" else ("cpp", "torch", "triton")
     return {name: obstacles[name] for name in order}

@@ -14,7 +14,7 @@ from ..random import Purpose
 from ..verify.records import LastForward, Rule, Verification
 from . import module
 
-__all__ = ["sample_native", "verify_native"]
+__all__ = ["sample_compiled", "verify_compiled"]
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = {Rule.FRESH: 0, Rule.COUPLED: 1, Rule.GUMBEL_TAIL: 2, Rule.GUMBEL: 3, Rule.KEEP_RATIO: 4}
@@ -54,7 +54,7 @@ class _Addresses:
         return self(*statistics)
 
 
-def verify_native(
+def verify_compiled(
     logits: torch.Tensor,
     logits_uncond: torch.Tensor | None,
     processing: LogitsProcessing,
@@ -109,7 +109,7 @@ def verify_native(
     return result
 
 
-def sample_native(
+def sample_compiled(
     logits: torch.Tensor,
     logits_uncond: torch.Tensor | None,
     processing: LogitsProcessing,

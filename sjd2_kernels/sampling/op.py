@@ -63,10 +63,10 @@ def _sample(
         from ..fused import launch  # imports Triton, which need not be installed
 
         run = launch.sample_fused
-    elif backend == "native":
+    elif backend == "cpp":
         from ..compiled import sampling  # which itself needs the records of this package
 
-        run = sampling.sample_native
+        run = sampling.sample_compiled
     return run(logits, logits_uncond, processing, seeds=seeds, iteration=iteration, position=position, purpose=Purpose(purpose))
 
 

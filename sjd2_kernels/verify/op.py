@@ -67,10 +67,10 @@ def _verify(
         from ..fused import launch  # imports Triton, which need not be installed
 
         run = launch.verify_fused
-    elif backend == "native":
+    elif backend == "cpp":
         from ..compiled import sampling  # which itself needs the records of this package
 
-        run = sampling.verify_native
+        run = sampling.verify_compiled
     tokens, kept, committed, statistics, invalid = run(
         logits,
         logits_uncond,
@@ -147,8 +147,8 @@ def verify(
         position: int64 ``[B]``: absolute position of slot 0.
         keep_ratio: τ of ``Rule.KEEP_RATIO``.
         end_id: an id after which nothing is committed, −1 for none.
-        backend: ``torch`` (the definition), ``triton`` (fused kernels for GPUs), ``native`` (C++ for CPUs; neither of the two makes anything of
-            size ``[B, W, V]``) or ``None`` for the default: ``triton`` on a GPU and ``native`` on a CPU where they can run, ``torch`` for float64
+        backend: ``torch`` (the definition), ``triton`` (fused kernels for GPUs), ``cpp`` (C++ for CPUs; neither of the two makes anything of
+            size ``[B, W, V]``) or ``None`` for the default: ``triton`` on a GPU and ``cpp`` on a CPU where they can run, ``torch`` for float64
             logits.
 
     Raises:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(compiled.obstacle("cpu") is not None, reason=f"{
 
 
 def compare(*case, **excused):
-    return compare_sample(*case, "cpu", backend="native", **excused)
+    return compare_sample(*case, "cpu", backend="cpp", **excused)
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
@@ -52,5 +52,5 @@ def test_whatever_the_shapes_types_and_settings(case, purpose):
 def test_logits_without_a_distribution_give_ids_in_range(purpose):
     logits = torch.tensor([[[torch.nan, 1, 2], [torch.inf, 1, 2], [-torch.inf] * 3]])
     processing = random_window(1, 1, 3)[2]
-    ids = sample(logits, None, processing, backend="native", **some_slots(1, 3), purpose=purpose)
+    ids = sample(logits, None, processing, backend="cpp", **some_slots(1, 3), purpose=purpose)
     assert ((ids >= 0) & (ids < 3)).all()

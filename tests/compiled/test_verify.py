@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(compiled.obstacle("cpu") is not None, reason=f"{
 
 
 def compare(case, rule, **excused):
-    return compare_verify(case, rule, "cpu", backend="native", **excused)
+    return compare_verify(case, rule, "cpu", backend="cpp", **excused)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -66,14 +66,14 @@ def test_whatever_the_shapes_types_and_settings(case, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_threads_change_nothing(rule):
-    """Beyond the size from which the native code calls for helpers."""
+    """Beyond the size from which the compiled code calls for helpers."""
     logits, uncond, processing, arguments = random_window(4, 32, 3000, guided=True, top_k=100)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append(verify(logits, uncond, processing, rule=rule, backend="native", **arguments))
+            results.append(verify(logits, uncond, processing, rule=rule, backend="cpp", **arguments))
     finally:
         torch.set_num_threads(threads)
     for one, several in zip((*results[0][:3], *results[0].statistics), (*results[1][:3], *results[1].statistics), strict=True):
@@ -85,7 +85,7 @@ def test_statistics_are_interchangeable_with_the_definition():
     logits, uncond, processing, arguments = random_window(3, 12, 500, guided=True, top_k=40, top_p=0.9, dtype=torch.bfloat16)
     free = {"forced": torch.full_like(arguments["forced"], -1), "last": None, "q_row": torch.full_like(arguments["q_row"], Q_NONE)}
     slot = torch.arange(12).expand(3, 12)
-    for first, second in (("torch", "native"), ("native", "torch")):
+    for first, second in (("torch", "cpp"), ("cpp", "torch")):
         drawn = verify(logits, uncond, processing, rule=Rule.COUPLED, backend=first, **(arguments | free))
         again = {"drafts": drawn.tokens, "q_row": slot, "last": LastForward(logits, uncond, drawn.statistics)}
         assert verify(logits, uncond, processing, rule=Rule.COUPLED, backend=second, **(arguments | free | again)).kept.all()
@@ -100,7 +100,7 @@ def test_bad_logits_are_reported_per_row_and_tokens_stay_in_range(rule, bad):
     logits[1, 2, 3] = bad
     logits[2, 0] = -torch.inf
     logits[3, 1, 1] = bad  # a finished row
-    result = verify(logits, uncond, processing, rule=rule, backend="native", **arguments)
+    result = verify(logits, uncond, processing, rule=rule, backend="cpp", **arguments)
     assert result.invalid.tolist() == [False, True, True, False]
     assert ((result.tokens >= 0) & (result.tokens < 600)).all()
 
@@ -110,7 +110,7 @@ def test_what_is_out_of_range_is_refused(name, value):
     logits, uncond, processing, arguments = random_window(2, 4, 50)
     arguments[name][1, 2] = value
     with pytest.raises(ValueError, match=r"drafts, q_row: expected ids in \[0, 50\), and slots below 4 .*, got otherwise in row 1"):
-        verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **arguments)
+        verify(logits, uncond, processing, rule=Rule.COUPLED, backend="cpp", **arguments)
 
 
 def test_statistics_and_parameters_of_another_kind_are_refused():
@@ -119,12 +119,12 @@ def test_statistics_and_parameters_of_another_kind_are_refused():
     for change in ({"cut": last.statistics.cut.int()}, {"threshold": last.statistics.threshold.double()}):
         wrong = LastForward(last.logits, None, last.statistics._replace(**change))
         with pytest.raises(TypeError, match=r"last\.statistics\..*: expected torch\..* on the CPU"):
-            verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **(arguments | {"last": wrong}))
+            verify(logits, uncond, processing, rule=Rule.COUPLED, backend="cpp", **(arguments | {"last": wrong}))
     short = LastForward(last.logits, None, last.statistics._replace(cut=last.statistics.cut[:, 1:]))
-    with pytest.raises(ValueError, match="last.statistics.cut"):
-        verify(logits, uncond, processing, rule=Rule.COUPLED, backend="native", **(arguments | {"last": short}))
-    with pytest.raises(TypeError, match="processing.top_k: expected torch.int64"):
-        verify(logits, uncond, replace(processing, top_k=processing.top_k.int()), rule=Rule.COUPLED, backend="native", **arguments)
+    with pytest.raises(ValueError, match=r"last\.statistics\.cut"):
+        verify(logits, uncond, processing, rule=Rule.COUPLED, backend="cpp", **(arguments | {"last": short}))
+    with pytest.raises(TypeError, match=r"processing\.top_k: expected torch\.int64"):
+        verify(logits, uncond, replace(processing, top_k=processing.top_k.int()), rule=Rule.COUPLED, backend="cpp", **arguments)
 
 
 def test_it_runs_on_a_cpu_unless_another_is_asked_for_or_float64_is_given(monkeypatch):
@@ -140,8 +140,8 @@ def test_it_runs_on_a_cpu_unless_another_is_asked_for_or_float64_is_given(monkey
     wide = random_window(1, 2, 5, dtype=torch.float64)
     verify(*wide[:3], rule=Rule.FRESH, **wide[3])
     assert ran == [True]
-    with pytest.raises(RuntimeError, match="verify cannot run on 'native' here: it computes in float32, and float64 was given"):
-        verify(*wide[:3], rule=Rule.FRESH, backend="native", **wide[3])
+    with pytest.raises(RuntimeError, match="verify cannot run on 'cpp' here: it computes in float32, and float64 was given"):
+        verify(*wide[:3], rule=Rule.FRESH, backend="cpp", **wide[3])
 
 
 def test_rows_or_slots_may_be_missing():
@@ -150,6 +150,6 @@ def test_rows_or_slots_may_be_missing():
         rows = torch.zeros(batch, dtype=torch.int64)
         result = verify(
             torch.zeros(batch, window, 7), None, LogitsProcessing.create(batch), rule=Rule.FRESH, drafts=empty, q_row=empty - 1, last=None,
-            clean=empty == 0, forced=empty - 1, remaining=rows, seeds=rows, iteration=rows, position=rows, backend="native",
+            clean=empty == 0, forced=empty - 1, remaining=rows, seeds=rows, iteration=rows, position=rows, backend="cpp",
         )  # fmt: skip
         assert result.tokens.shape == (batch, window)

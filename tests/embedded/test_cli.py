@@ -204,7 +204,7 @@ def test_info_names_versions_and_devices(capsys):
     assert facts["torch"]
     built = not facts["native code"].startswith("not built")
     assert facts["kv cache"].startswith("native (torch: can run)" if built and not torch.cuda.is_available() else ("native", "torch"))
-    assert facts["verify"].startswith(("native (torch: ", "torch (native: ", "triton (torch: "))
+    assert facts["verify"].startswith(("cpp (torch: ", "torch (cpp: ", "triton (torch: "))
     assert facts["denoise"].startswith(("torch (triton: ", "triton (torch: "))
 
 

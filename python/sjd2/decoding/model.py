@@ -25,6 +25,10 @@ class Prompt:
     embeds: torch.Tensor
     lengths: torch.Tensor
 
+    def select(self, rows: torch.Tensor) -> Prompt:
+        """Some of the model rows, int64 ``[R']``."""
+        return Prompt(self.embeds[rows], self.lengths[rows])
+
 
 class DecodableModel(Protocol):
     """A causal model over a slice of image ids ``0 … V−1``.
