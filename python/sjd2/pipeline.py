@@ -34,7 +34,7 @@ class ImageReport:
         tokens_per_forward: step compression; AR sampling has 1.
         accepted_per_forward: accepted drafts per forward.
         seconds: from when this image's decoding began until it was finished; images that are decoded together share that time.
-        forward_seconds: of those, spent in the model's forward, prefill included.
+        forward_seconds: of those, spent in the model's forward, prefill included; ``None`` where iterations were replayed as CUDA graphs.
     """
 
     prompt: str
@@ -45,7 +45,7 @@ class ImageReport:
     tokens_per_forward: float
     accepted_per_forward: float
     seconds: float
-    forward_seconds: float
+    forward_seconds: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
@@ -149,6 +149,7 @@ class TextToImagePipeline:
         top_p: float | None = None,
         batch_size: int = 8,
         cache: str = "ragged",
+        graphs: bool | None = None,
         callback: Callable[[Progress], None] | None = None,
         progress_bar: bool = False,
     ) -> PipelineOutput:
@@ -170,6 +171,7 @@ class TextToImagePipeline:
             top_p: 1 keeps all ids.
             batch_size: images decoded together; the place of one that is finished is taken by the next.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
+            graphs: replay iterations as CUDA graphs; default: on a GPU. The tokens are the same.
             callback: called after every forward.
             progress_bar: show one.
 
@@ -205,7 +207,7 @@ class TextToImagePipeline:
 
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
-            return self._decode(prompts, seeds, negative_prompt, grid, preset, settings, batch_size, cache, bar.callback(callback))
+            return self._decode(prompts, seeds, negative_prompt, grid, preset, settings, batch_size, cache, graphs, bar.callback(callback))
         finally:
             bar.close()
 
@@ -232,6 +234,7 @@ class TextToImagePipeline:
         settings: dict[str, Any],
         batch_size: int,
         cache: str,
+        graphs: bool | None,
         callback: Callable[[Progress], None] | None,
     ) -> PipelineOutput:
         adapter, count = self.adapter, len(prompts)
@@ -246,6 +249,7 @@ class TextToImagePipeline:
             batch_size=batch_size,
             callback=callback,
             cache=cache,
+            graphs=graphs,
         )
         tokens = result.tokens.cpu()
         reports = [

@@ -153,7 +153,7 @@ class RaggedCache(Cache):
 
     def begin_image(self, starts: torch.Tensor, count: int, places: torch.Tensor | None) -> None:
         """Tell that images of ``count`` tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""
-        self.starts, self.count, self.places = starts, count, places
+        self.starts, self.count, self.places = starts.clone(), count, places
 
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
@@ -174,7 +174,7 @@ class RaggedCache(Cache):
     def _take_over(self, rows: torch.Tensor, other: RaggedCache) -> None:
         self.lengths[rows], self.overflow[rows] = other.lengths, other.overflow
         if self.starts is not None and other.starts is not None:
-            self.starts = self.starts.index_copy(0, rows, other.starts)
+            self.starts[rows] = other.starts
 
     def _keep(self, rows: torch.Tensor) -> None:
         self._rows.overflow = self._rows.overflow[rows]

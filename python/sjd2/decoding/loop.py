@@ -15,6 +15,8 @@ each other.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from sjd2_kernels import LastForward, Verification, verify
@@ -22,7 +24,6 @@ from sjd2_kernels import LastForward, Verification, verify
 from ..cache import RaggedCache
 from .initialisation import fresh_drafts
 from .state import Plan, WindowState, per_model_row, slots
-from .statistics import Stopwatch
 
 __all__ = ["iterate"]
 
@@ -86,7 +87,7 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     cache.commit(per_model_row(count, plan))
 
 
-def iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
+def iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: AbstractContextManager) -> None:
     """One iteration of the module's scheme."""
     with stopwatch:
         logits, logits_uncond = _forward(plan, state, cache)

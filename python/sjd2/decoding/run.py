@@ -19,9 +19,9 @@ from ..cache import RaggedCache, resolve_cache
 from ..denoising.window import Denoiser
 from .admission import admit
 from .compaction import compact as compact_rows
+from .graphs import Eager, Graphed, Recorder, record_cuda_graph
 from .layout import TokenLayout
 from .ledger import Ledger
-from .loop import iterate
 from .model import DecodableModel, Prompt
 from .presets import Preset
 from .rules import Rules
@@ -29,9 +29,6 @@ from .state import Plan, WindowState, begin
 from .statistics import Progress, RowReport, Stopwatch
 
 __all__ = ["DecodeResult", "decode"]
-
-#: The columns that a forward sees are rounded up to a multiple: shapes that change rarely are what allocators and graphs like.
-_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,8 @@ def _look(state: WindowState, cache: RaggedCache, ledger: Ledger, iteration: int
 class _Clock:
     """Seconds of rows, from when they began to when they were seen to be finished."""
 
-    def __init__(self, device: torch.device):
-        self.stopwatch = Stopwatch(device)
+    def __init__(self, device: torch.device, *, whole_forward: bool):
+        self.stopwatch, self._whole_forward = Stopwatch(device), whole_forward
         self._began: dict[int, tuple[float, float]] = {}
 
     def _now(self) -> tuple[float, float]:
@@ -88,10 +85,10 @@ class _Clock:
         """Rows begin."""
         self._began |= dict.fromkeys(rows, self._now())
 
-    def since(self, row: int) -> tuple[float, float]:
-        """Seconds since a row began, whole and in the model's forward."""
+    def since(self, row: int) -> tuple[float, float | None]:
+        """Seconds since a row began, whole and in the model's forward, if anyone knows those."""
         (now, inside), (began, inside_before) = self._now(), self._began.pop(row)
-        return now - began, inside - inside_before
+        return now - began, inside - inside_before if self._whole_forward else None
 
 
 def _run(
@@ -101,29 +98,30 @@ def _run(
     callback: Callable[[Progress], None] | None,
     finished: Callable[[int, torch.Tensor, RowReport], None] | None,
     poll_every: int,
+    recorder: Recorder | None,
 ) -> DecodeResult:
     """Iterate until every row is finished."""
     batch, count = whole.layout.forced.shape
     window, extra = whole.preset.window, 0 if whole.denoiser is None else len(whole.denoiser.timesteps)
     waiting = deque(range(places, batch))
     ledger = Ledger(batch, range(places), whole.seeds.device)
-    clock = _Clock(whole.seeds.device)
+    clock = _Clock(whole.seeds.device, whole_forward=recorder is None)
     clock.begin(ledger.rows)
     plan = whole if not waiting else whole.select(ledger.index)
     first = prompt if not waiting else prompt.select(plan.model_rows(ledger.index, batch))
     longest = prompt.embeds.shape[1] - 1
     state, cache = begin(plan, first, clock.stopwatch, capacity=longest + count + window + extra)
+    advance = Eager() if recorder is None else Graphed(recorder, cache.capacity)
     reports: dict[int, RowReport] = {}
     iteration, unseen, enough = 0, 0, count  # `enough` iterations finish every row
     while len(reports) < batch:
         iteration, unseen = iteration + 1, unseen + 1
         # No row can have more columns than the host saw, and a window more for every iteration since.
-        cache.extent = -(-(longest + unseen * window + extra) // _COLUMNS) * _COLUMNS
-        iterate(plan, state, cache, clock.stopwatch)
+        cache.extent = -(-(longest + unseen * window + extra) // advance.columns) * advance.columns
+        state = advance(plan, state, cache, clock.stopwatch)
         if callback is not None:
             rows = ledger.outcome(state)
-            committed = torch.stack([rows.committed, whole.layout.lengths]).amin(0)
-            callback(Progress(iteration, committed, whole.layout.lengths, rows.tokens[:, :count], rows.drafts))
+            callback(Progress(iteration, rows.committed, whole.layout.lengths, rows.tokens[:, :count], rows.drafts))
         if unseen < min(poll_every, enough):
             continue
         sight = _look(state, cache, ledger, iteration)
@@ -161,6 +159,7 @@ def decode(
     cache: str = "ragged",
     compact: bool = True,
     rules: Rules | None = None,
+    graphs: bool | Recorder | None = None,
 ) -> DecodeResult:
     """Decode the image tokens of B rows.
 
@@ -178,10 +177,13 @@ def decode(
         cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
         compact: let finished rows leave the batch where the host looks. The tokens are the same.
         rules: what else decides what is drawn and where rows end.
+        graphs: replay iterations as CUDA graphs (default: on a GPU, unless there are ``rules``, whose Python no graph could hold). The tokens are the
+            same; reports have no ``forward_seconds`` then. A ``Recorder`` of another kind takes its place.
 
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` or ``batch_size`` below 1, ``rules`` that
-            know rows by their numbers with rows that wait, an unknown cache, more positions than the model has.
+            know rows by their numbers with rows that wait, ``graphs`` without a GPU or with ``rules``, an unknown cache, more positions than the
+            model has.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
         RuntimeError: the cache had no room for a row's window (its adapter made it too small).
     """
@@ -205,6 +207,12 @@ def decode(
     numbered = rules is not None and rules.numbered
     if numbered and places < batch:
         raise ValueError(f"batch_size: rules that know rows by their numbers need all {batch} rows together, got {batch_size}")
+    if graphs is None:
+        graphs = seeds.device.type == "cuda" and rules is None
+    if graphs and rules is not None:
+        raise ValueError("graphs: expected False with rules, which run in Python")
+    if graphs is True and seeds.device.type != "cuda":
+        raise ValueError(f"graphs: expected a GPU, got seeds on {seeds.device}")
     limit = model.position_limit
     if limit is not None and width - 1 + count > limit:
         raise ValueError(f"prompt: prompt and image together need {width - 1 + count} positions, the model has {limit}")
@@ -226,6 +234,7 @@ def decode(
     with torch.inference_mode():
         if preset.denoising is not None:
             plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device, structural=structural))
-        result = _run(plan, prompt, places, callback, finished, poll_every)
+        recorder = (record_cuda_graph() if graphs is True else graphs) or None
+        result = _run(plan, prompt, places, callback, finished, poll_every, recorder)
     # A copy made out here is an ordinary tensor that the caller may write to.
     return DecodeResult(result.tokens.clone(), result.rows)

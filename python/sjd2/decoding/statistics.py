@@ -38,14 +38,14 @@ class RowReport:
         forwards: forwards until the row was finished; prefill not counted.
         accepted: committed tokens that were drafts, fed to the model and kept (structural tokens not counted).
         seconds: from when the row began until the host saw it finished; rows that are decoded together share the time.
-        forward_seconds: of those, spent in the model's forward, prefill included.
+        forward_seconds: of those, spent in the model's forward, prefill included; ``None`` where iterations were replayed as graphs.
     """
 
     tokens: int
     forwards: int
     accepted: int
     seconds: float
-    forward_seconds: float
+    forward_seconds: float | None
 
     @property
     def tokens_per_forward(self) -> float:
