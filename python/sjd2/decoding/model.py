@@ -40,6 +40,21 @@ class DecodableModel(Protocol):
     vocab_size: int
 
     @property
+    def column_bytes(self) -> int:
+        """Of one column of the cache of one model row, all layers together."""
+        ...
+
+    @property
+    def input_bytes(self) -> int:
+        """About what is alive inside a forward for one of its inputs, without mask and logits."""
+        ...
+
+    @property
+    def item_bytes(self) -> int:
+        """Of a logit."""
+        ...
+
+    @property
     def position_limit(self) -> int | None:
         """Positions that prompt and image may take up; ``None``: any number."""
         ...

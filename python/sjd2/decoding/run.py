@@ -22,6 +22,7 @@ from .compaction import compact as compact_rows
 from .graphs import Eager, Graphed, Recorder, record_cuda_graph
 from .layout import TokenLayout
 from .ledger import Ledger
+from .memory import Need, check_memory
 from .model import DecodableModel, Prompt
 from .presets import Preset
 from .rules import Rules
@@ -185,6 +186,7 @@ def decode(
             know rows by their numbers with rows that wait, ``graphs`` without a GPU or with ``rules``, an unknown cache, more positions than the
             model has.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
+        MemoryError: the batch will not fit.
         RuntimeError: the cache had no room for a row's window (its adapter made it too small).
     """
     batch, count = layout.forced.shape
@@ -218,6 +220,10 @@ def decode(
         raise ValueError(f"prompt: prompt and image together need {width - 1 + count} positions, the model has {limit}")
     if limit is not None and preset.window > limit:
         raise ValueError(f"window: expected at most the model's {limit} positions, got {preset.window}")
+    extra = 0 if preset.denoising is None else preset.denoising.timestep_tokens(preset.window)
+    columns, inputs = width - 1 + count + preset.window + extra, max(preset.window + extra, width - 1)
+    need = Need.of(model, guided=rows == 2 * batch, columns=columns, inputs=inputs, window=preset.window)
+    check_memory(need, places, seeds.device)
     structural = bool((layout.forced >= model.vocab_size).any())
     plan = Plan(
         model,
