@@ -38,8 +38,8 @@ def test_it_settles_on_the_fastest(curve, forward, beside):
     seconds = {window: one + beside * scale for window, one in forward.items()}
     chosen = decode_with(WindowChooser(forward), curve, seconds)
     rates = {window: curve[window] / seconds[window] for window in WINDOWS}
-    # No more than one image for each window before it stays.
-    assert all(rates[window] == pytest.approx(max(rates.values()), rel=1e-3) for window in chosen[len(WINDOWS) :])
+    slow = [window for window in chosen if rates[window] < 0.999 * max(rates.values())]
+    assert len(slow) == len(set(slow)), "no more than one image for a window that is not the fastest"
 
 
 def test_free_forwards_take_the_widest_and_costly_ones_the_narrowest():
