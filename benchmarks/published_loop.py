@@ -32,7 +32,7 @@ def _probabilities(logits: torch.Tensor, allowed: torch.Tensor, guidance: float,
     conditional, unconditional = logits.float()
     scores = (unconditional + guidance * (conditional - unconditional)).masked_fill(~allowed, -torch.inf) / temperature
     if top_k:
-        scores = scores.masked_fill(scores < scores.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
+        scores = scores.masked_fill(scores < scores.topk(min(top_k, scores.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
     return scores.softmax(-1)
 
 
