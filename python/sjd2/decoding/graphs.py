@@ -49,7 +49,7 @@ class Eager:
     """One operation after the other."""
 
     #: Columns that attention reads are rounded up to a multiple of this.
-    columns = 64
+    columns = 16
 
     def __call__(self, plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> WindowState:
         """The state after one more iteration."""
