@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import torch
 
 import sjd2
 import sjd2_kernels
+from sjd2.bench import device_name
 from sjd2.cli.info import collect
 
 #: Of the package ``sjd2``, what the tokens of a run depend on; the rest trains, judges and prints.
@@ -29,20 +29,11 @@ def _commit() -> str:
         return "unknown"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
 def conditions(on: str) -> dict[str, str]:
     """Date, commit, machine and versions of a measurement on device ``on``."""
-    device = torch.cuda.get_device_name(on) if on.startswith("cuda") else f"{_processor()}, {torch.get_num_threads()} threads"
     facts = collect()
     del facts["installed at"]  # says where, not under which conditions
-    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device, **facts}
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device_name(torch.device(on)), **facts}
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -56,7 +56,7 @@ class ImageReport:
 class PipelineOutput:
     """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts.
 
-    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``).
+    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``), or only tokens were asked for.
     """
 
     images: list[Image.Image]
@@ -149,6 +149,7 @@ class TextToImagePipeline:
         top_p: float | None = None,
         batch_size: int = 8,
         cache: str = "ragged",
+        output_type: Literal["pil", "tokens"] = "pil",
         callback: Callable[[Progress], None] | None = None,
         progress_bar: bool = False,
     ) -> PipelineOutput:
@@ -170,6 +171,7 @@ class TextToImagePipeline:
             top_p: 1 keeps all ids.
             batch_size: images decoded together.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
+            output_type: ``pil``, or ``tokens`` to leave pixels out.
             callback: called after every forward.
             progress_bar: show one.
 
@@ -190,6 +192,8 @@ class TextToImagePipeline:
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)
+        if output_type not in ("pil", "tokens"):
+            raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
         preset = self._tuned(resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio), isinstance(method, str))
         grid = self.adapter.grid_of(*(None if side is None else whole(name, side, 1) for name, side in (("height", height), ("width", width))))
         if negative_prompt is None:
@@ -198,7 +202,7 @@ class TextToImagePipeline:
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
         self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
-        if self.adapter.missing_decoder is not None:
+        if output_type == "pil" and self.adapter.missing_decoder is not None:
             warnings.warn(f"images: there will be none, only tokens: {self.adapter.missing_decoder}", stacklevel=2)
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = one_seed_each(seed, len(prompts))
@@ -214,6 +218,7 @@ class TextToImagePipeline:
                     preset,
                     settings,
                     cache,
+                    output_type,
                     bar.batch_callback(callback),
                 )
                 for i in range(0, len(prompts), batch_size)
@@ -248,6 +253,7 @@ class TextToImagePipeline:
         preset: Preset,
         settings: dict[str, Any],
         cache: str,
+        output_type: str,
         callback: Callable[[Progress], None] | None,
     ) -> PipelineOutput:
         adapter, count = self.adapter, len(prompts)
@@ -277,5 +283,5 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        images = adapter.images(result.tokens, grid) if adapter.missing_decoder is None else []
+        images = adapter.images(result.tokens, grid) if output_type == "pil" and adapter.missing_decoder is None else []
         return PipelineOutput(images, tokens, reports)

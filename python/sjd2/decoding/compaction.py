@@ -28,6 +28,11 @@ class _Outcome:
     iteration: torch.Tensor
     accepted: torch.Tensor
     drafts: torch.Tensor
+    levels: torch.Tensor | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name; there are no levels where nothing is denoised."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 class Ledger:
@@ -44,17 +49,19 @@ class Ledger:
 
     def outcome(self, state: WindowState) -> _Outcome:
         """Of all rows of the run, in the order of the prompts."""
-        current = _Outcome(state.tokens, state.committed, state.iteration, state.accepted, state.drafts)
+        levels = None if state.noise is None else state.noise.levels
+        current = _Outcome(state.tokens, state.committed, state.iteration, state.accepted, state.drafts, levels)
         if self._all is None or self._index is None:
             return current
-        for field in fields(_Outcome):
-            getattr(self._all, field.name).index_copy_(0, self._index, getattr(current, field.name))
+        everyone = self._all.tensors()
+        for name, values in current.tensors().items():
+            everyone[name].index_copy_(0, self._index, values)
         return self._all
 
     def keep(self, state: WindowState, rows: torch.Tensor) -> None:
         """Write down ``state``, of which only ``rows`` will remain."""
         outcome = self.outcome(state)
-        self._all = _Outcome(**{field.name: getattr(outcome, field.name).clone() for field in fields(_Outcome)}) if self._all is None else outcome
+        self._all = replace(outcome, **{name: values.clone() for name, values in outcome.tensors().items()}) if self._all is None else outcome
         self._index = rows if self._index is None else self._index[rows]
         self.rows = self._index.tolist()
 

@@ -174,7 +174,7 @@ def _run(plan: Plan, prompt: Prompt, callback: Callable[[Progress], None] | None
         _iterate(plan, state, cache, stopwatch)
         if callback is not None:
             rows = ledger.outcome(state)
-            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count], rows.drafts))
+            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count], rows.drafts, rows.levels))
         if look:
             remaining = _look(state, cache, ledger, iteration)
             now = time.perf_counter() - started, stopwatch.seconds()
