@@ -10,13 +10,8 @@ from pathlib import Path
 
 import torch
 
-import sjd2
-import sjd2_kernels
 from sjd2.bench import device_name
 from sjd2.cli.info import collect
-
-#: Of the package ``sjd2``, what the tokens of a run depend on; the rest trains, judges and prints.
-_DECODES = ("adapters", "cache", "decoding", "denoising", "pipeline.py", "tiny_scenes/text.py")
 
 
 def _commit() -> str:
@@ -45,12 +40,3 @@ def _digest(files: Iterable[Path]) -> str:
 def weights_digest(folder: Path) -> str:
     """Tells the models of two folders apart: weights, configuration and tokenizer, but not the log of their training."""
     return _digest(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json") and path.name != "training_log.json")
-
-
-def code_digest() -> str:
-    """Tells versions of the code that decodes apart, committed or not."""
-    package = Path(sjd2.__file__).parent
-    files = list(Path(sjd2_kernels.__file__).parent.rglob("*.py"))
-    for name in _DECODES:
-        files += [package / name] if name.endswith(".py") else (package / name).rglob("*.py")
-    return _digest(files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,12 @@ from tqdm.auto import tqdm
 from .._version import __version__
 from ..decoding import Progress
 from ..pipeline import ImageReport, TextToImagePipeline
+from .identity import code_digest, device_name, fingerprint
 from .memory import PeakMemory
-from .settings import BenchSettings, Variant, fingerprint
+from .settings import BenchSettings, Variant
 from .store import Store
 
-__all__ = ["device_name", "run_bench"]
+__all__ = ["run_bench"]
 
 #: Forwards that a variant is run for before anything is timed: the first ones pay for what the others find ready.
 _WARM_UP = 3
@@ -48,26 +48,14 @@ class _Commits:
         ]
 
 
-def device_name(device: torch.device) -> str:
-    """What the figures were taken on, for people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    return f"{processor}, {torch.get_num_threads()} threads"
-
-
 def _circumstances(pipeline: TextToImagePipeline, settings: BenchSettings) -> dict[str, Any]:
     """All that the figures of a run depend on."""
     model = pipeline.adapter.model
     return {
         **settings.to_dict(),
-        "model": {"adapter": pipeline.adapter.name, "weights": fingerprint(pipeline), "dtype": str(model.dtype).removeprefix("torch.")},
+        "model": {"adapter": pipeline.adapter.name, "weights": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
         "device": device_name(pipeline.adapter.device),
-        "versions": {"sjd2-kernels": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"sjd2-kernels": __version__, "code": code_digest(), "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ..arguments import one_seed_each, whole
 from ..decoding import PRESETS, Preset, resolve_preset
-from ..pipeline import TextToImagePipeline
 
-__all__ = ["BenchSettings", "Variant", "fingerprint", "variants_of"]
+__all__ = ["BenchSettings", "Variant", "variants_of"]
 
 _SAMPLING = ("guidance_scale", "temperature", "top_k", "top_p")
 
@@ -141,14 +137,3 @@ class BenchSettings:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {"variants": [variant.to_dict() for variant in self.variants], "prompts": list(self.prompts)}
-
-
-def fingerprint(pipeline: TextToImagePipeline) -> str:
-    """Tells models apart, wherever they were loaded from: names and shapes of all parameters, and some of the numbers of each."""
-    digest = hashlib.sha256()
-    for name, parameter in pipeline.adapter.model.named_parameters():
-        values = parameter.detach().flatten()
-        some = values[:: max(1, len(values) // 64)]
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(some.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()[:16]
