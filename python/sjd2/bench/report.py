@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import write_atomically
 
-__all__ = ["labels", "table", "write_csv", "write_json"]
+__all__ = ["aligned", "labels", "shown_interval", "table", "write_csv", "write_json"]
 
 #: Settings that tell rows of the same method apart, and how they are written behind its name.
 _TELLING = {"window": "W = {}", "guidance_scale": "guidance {:g}", "temperature": "T = {:g}"}
@@ -25,7 +25,8 @@ def labels(rows: list[dict[str, Any]], without: str | None = None) -> list[str]:
     return found
 
 
-def _shown(figure: dict[str, Any] | None) -> str:
+def shown_interval(figure: dict[str, Any] | None) -> str:
+    """``value (low–high)`` of a figure, the value alone where there is no interval, nothing for ``None``."""
     if figure is None:
         return ""
     interval = "" if figure["low"] is None else f" ({figure['low']:.2f}–{figure['high']:.2f})"
@@ -34,6 +35,14 @@ def _shown(figure: dict[str, Any] | None) -> str:
 
 def _bytes(count: int | None) -> str:
     return "" if count is None else f"{count / 2**20:,.0f} MiB"
+
+
+def aligned(head: list[str], lines: list[list[str]]) -> str:
+    """Columns for a terminal, the first to the left and the others to the right; one that no line has anything in is left out."""
+    kept = [column for column in range(len(head)) if any(line[column] for line in lines)]
+    widths = {column: max(len(line[column]) for line in [head, *lines]) for column in kept}
+    padded = [[f"{line[column]:{'>' if column else '<'}{widths[column]}}" for column in kept] for line in [head, *lines]]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -45,21 +54,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             label,
             str(row["pictures"]),
             f"{row['forwards']['value']:.1f}",
-            _shown(row["tokens_per_forward"]),
+            shown_interval(row["tokens_per_forward"]),
             f"{row['seconds_per_picture']:.3f}",
             f"{row['forward_seconds_per_picture']:.3f}",
             f"{row['other_seconds_per_picture']:.3f}",
-            _shown(row.get("speed_up")),
+            shown_interval(row.get("speed_up")),
             _bytes(row["peak_memory"]),
             *(f"{row['quality'][name]['value']:.3f}" if name in row.get("quality", {}) else "" for name in measures),
         ]
         for label, row in zip(labels(rows), rows, strict=True)
     ]
-    kept = [column for column in range(len(head)) if any(line[column] for line in lines)]
-    widths = {column: max(len(line[column]) for line in [head, *lines]) for column in kept}
-    return "\n".join(
-        "  ".join(f"{line[column]:{'<' if column == 0 else '>'}{widths[column]}}" for column in kept).rstrip() for line in [head, *lines]
-    )
+    return aligned(head, lines)
 
 
 def write_json(path: Path, content: Any) -> None:

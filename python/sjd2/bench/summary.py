@@ -12,14 +12,14 @@ import torch
 from .intervals import bootstrap_interval
 from .settings import BenchSettings, Variant
 
-__all__ = ["summarise"]
+__all__ = ["summarise", "with_interval"]
 
 
 def _mean(draws: torch.Tensor) -> torch.Tensor:
     return draws.mean(1)
 
 
-def _with_interval(values: Sequence[float], statistic: Callable[[torch.Tensor], torch.Tensor] = _mean) -> dict[str, float | None]:
+def with_interval(values: Sequence[float], statistic: Callable[[torch.Tensor], torch.Tensor] = _mean) -> dict[str, float | None]:
     """A statistic of independent values with its 95 % bootstrap interval, which is ``None`` of a single value."""
     tensor = torch.tensor(values, dtype=torch.float64)
     low, high = bootstrap_interval(tensor, statistic) or (None, None)
@@ -39,7 +39,7 @@ def _beside_ar(mine: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[
     same = [float(tokens[key] == one["tokens"]) for cell in mine for one in cell["pictures"] if (key := (one["prompt"], one["seed"])) in tokens]
     if not gains:
         return {}
-    speed_up = _with_interval(gains, lambda draws: draws.quantile(0.5, dim=1))
+    speed_up = with_interval(gains, lambda draws: draws.quantile(0.5, dim=1))
     return {"speed_up": speed_up | {"least": min(gains), "most": max(gains)}, "same_tokens_as_ar": statistics.fmean(same)}
 
 
@@ -54,9 +54,9 @@ def _row(variant: Variant, cells: list[dict[str, Any]]) -> dict[str, Any]:
         **variant.to_dict(),
         "exact": variant.preset.exact,
         "pictures": len(pictures),
-        "tokens_per_forward": _with_interval([len(picture["tokens"]) / picture["forwards"] for picture in pictures]),
-        "forwards": _with_interval([picture["forwards"] for picture in pictures]),
-        "accepted_per_forward": _with_interval([picture["accepted_per_forward"] for picture in pictures]),
+        "tokens_per_forward": with_interval([len(picture["tokens"]) / picture["forwards"] for picture in pictures]),
+        "forwards": with_interval([picture["forwards"] for picture in pictures]),
+        "accepted_per_forward": with_interval([picture["accepted_per_forward"] for picture in pictures]),
         "histogram": {str(tokens): histogram[tokens] for tokens in sorted(histogram)},
         "seconds_per_picture": statistics.median(cell["seconds"] / len(cell["pictures"]) for cell in cells),
         "forward_seconds_per_picture": statistics.median(cell["forward_seconds"] / len(cell["pictures"]) for cell in cells),
@@ -90,6 +90,6 @@ def summarise(
         if measure is not None:
             pictures = [picture for cell in mine for picture in cell["pictures"]]
             found = measure([picture["prompt"] for picture in pictures], [picture["tokens"] for picture in pictures])
-            row["quality"] = {name: _with_interval(values) for name, values in found.items() if values}
+            row["quality"] = {name: with_interval(values) for name, values in found.items() if values}
         rows.append(row)
     return rows
