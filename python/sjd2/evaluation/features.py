@@ -36,8 +36,6 @@ class EffNetLite0(nn.Module):
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded them
             network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
         self.network = network.eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Features of bytes."""
@@ -47,7 +45,8 @@ class EffNetLite0(nn.Module):
     def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features of pixels in [0, 1], enlarged or reduced to the 224 pixels the network was trained on."""
         sized = F.interpolate(pixels, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
-        return self.network.extract_features((sized - self.mean) / self.std).mean((2, 3))
+        mean, std = (sized.new_tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+        return self.network.extract_features((sized - mean) / std).mean((2, 3))
 
 
 class VisionModel(nn.Module):
