@@ -64,6 +64,8 @@ def variants_of(
     """
     if not methods:
         raise ValueError("methods: expected at least one, got none")
+    if keep_ratio is not None and not _with_keep_ratio() & set(methods):
+        raise ValueError(f"keep_ratio: only {' and '.join(sorted(_with_keep_ratio()))} have one, got {keep_ratio} for {', '.join(methods)}")
     found = []
     for method, window, scale, temperature in itertools.product(methods, windows, guidance_scales, temperatures):
         plain = resolve_preset(method)
