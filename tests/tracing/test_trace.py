@@ -10,6 +10,9 @@ from sjd2.decoding import PRESETS
 from sjd2.tracing import Recorder, Trace, slot_states, traces_of
 from support.generic import END_IMAGE, GRID, LINE, generic_pipeline
 
+#: The small model is not tuned.
+pytestmark = pytest.mark.filterwarnings("ignore:method. sjd2 feeds noise")
+
 PROMPTS = ["a fox", "two herons in shallow water", "a lamp", "a bee", "snow"]
 
 

@@ -33,6 +33,17 @@ class _Embeddings(nn.Module):
         return found if isinstance(found, torch.Tensor) else found.pooler_output
 
 
+class _Whole:
+    """A processor that cuts a long text before its end token; cut behind it, the text would have no embedding of its own."""
+
+    def __init__(self, processor: CLIPProcessor, length: int):
+        self._processor, self._length = processor, length
+
+    def __call__(self, **inputs: Any) -> Any:
+        limits = {"truncation": True, "max_length": self._length} if "text" in inputs else {}
+        return self._processor(**inputs, **limits)
+
+
 class ClipScore:
     """CLIP-Score of pictures, one value each.
 
@@ -49,12 +60,14 @@ class ClipScore:
         from torchmetrics.multimodal.clip_score import CLIPScore
 
         self._device = torch.device(device)
-        loaded: Any = _Embeddings(CLIPModel.from_pretrained(model)).eval().requires_grad_(False), CLIPProcessor.from_pretrained(model)
+        embeddings = _Embeddings(CLIPModel.from_pretrained(model)).eval().requires_grad_(False)
+        text: Any = embeddings.config.text_config
+        loaded: Any = embeddings, _Whole(CLIPProcessor.from_pretrained(model), text.max_position_embeddings)
         self._metric = CLIPScore(model_name_or_path=lambda: loaded).to(self._device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        """Scores between 0 and 100. A prompt longer than the model's text is cut, with a warning."""
+        """Scores between 0 and 100. A prompt longer than the model's text is cut."""
         scores = []
         for image, prompt in zip(images, prompts, strict=True):
             self._metric.reset()
