@@ -28,7 +28,7 @@ def require_matplotlib() -> Any:
 
 
 @contextmanager
-def figure_file(path: Path, **options: Any) -> Iterator[Any]:
+def figure_file(path: str | Path, **options: Any) -> Iterator[Any]:
     """A figure that is written to ``path`` when the block ends, whole or not at all.
 
     Args:
@@ -36,4 +36,4 @@ def figure_file(path: Path, **options: Any) -> Iterator[Any]:
     """
     figure = require_matplotlib()(**{"layout": "constrained", "dpi": 120, **options})
     yield figure
-    write_atomically(path, figure.savefig)
+    write_atomically(Path(path), figure.savefig)

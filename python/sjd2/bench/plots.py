@@ -81,7 +81,7 @@ def _acceptance(rows: list[dict[str, Any]], path: Path) -> bool:
     return True
 
 
-def draw_bench(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+def draw_bench(rows: list[dict[str, Any]], folder: str | Path) -> list[Path]:
     """Draw ``tokens_per_forward.png``, ``histogram.png``, ``seconds.png`` and, where guidance or temperature were varied, ``acceptance.png``.
 
     Args:
@@ -91,4 +91,4 @@ def draw_bench(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         ImportError: Matplotlib is not installed.
     """
     drawings = {"tokens_per_forward.png": _compression, "histogram.png": _histograms, "seconds.png": _seconds, "acceptance.png": _acceptance}
-    return [folder / name for name, draw in drawings.items() if draw(rows, folder / name) is not False]
+    return [Path(folder) / name for name, draw in drawings.items() if draw(rows, Path(folder) / name) is not False]

@@ -67,10 +67,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return aligned(head, lines)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | Path, content: Any) -> None:
     """Write ``content``, whole or not at all."""
     text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_atomically(Path(path), lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """A line per row, nested figures as columns ``outer_inner``; empty where there is none."""
     flat = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(name for row in flat for name in row))
@@ -97,4 +97,4 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(flat)
 
-    write_atomically(path, write)
+    write_atomically(Path(path), write)

@@ -55,7 +55,7 @@ def _panels(figure: Any, trace: Trace, shape: tuple[int, int]) -> tuple[Any, Any
     return states, axes[0].imshow(np.zeros((*shape, 4)), interpolation="nearest", aspect="auto")
 
 
-def animate_window(trace: Trace, path: Path, *, frames: int = 120, frames_per_second: int = 12) -> None:
+def animate_window(trace: Trace, path: str | Path, *, frames: int = 120, frames_per_second: int = 12) -> None:
     """Draw a trace as an animated GIF: the tokens' states, beside as much of the picture as is final.
 
     Args:
@@ -95,4 +95,4 @@ def animate_window(trace: Trace, path: Path, *, frames: int = 120, frames_per_se
             for _ in range(frames_per_second):  # a look at the finished picture before it begins again
                 writer.grab_frame()
 
-    write_atomically(path, write)
+    write_atomically(Path(path), write)

@@ -24,7 +24,7 @@ def _map(figure: Any, axis: Any, values: Any, title: str, colours: str) -> None:
     figure.colorbar(shown, ax=axis, shrink=0.8)
 
 
-def draw_maps(trace: Trace, path: Path) -> None:
+def draw_maps(trace: Trace, path: str | Path) -> None:
     """Draw both maps of a trace, beside the picture where there is one.
 
     Raises:

@@ -12,7 +12,7 @@ from .trace import Trace
 __all__ = ["draw_sheet"]
 
 
-def draw_sheet(traces: Sequence[Trace], path: Path) -> None:
+def draw_sheet(traces: Sequence[Trace], path: str | Path) -> None:
     """Draw pictures as a table: a row for every prompt and seed, a column for every method, with what each took.
 
     Raises:
@@ -38,5 +38,5 @@ def draw_sheet(traces: Sequence[Trace], path: Path) -> None:
                 found = places.get(((prompt, seed), column))
                 if found is not None:
                     axis.imshow(found.image, interpolation="nearest")
-                    axis.set_title(f"{column}\n{found.forwards} forwards, {found.about['seconds']:.2f} s", fontsize=9)
+                    axis.set_title(f"{column}\n{found.forwards} forwards, {len(found.tokens) / found.forwards:.2f} tokens each", fontsize=9)
             line[0].set_ylabel("\n".join([*textwrap.wrap(prompt, 18), f"seed {seed}"]), rotation=0, ha="right", va="center", fontsize=9)
