@@ -15,7 +15,7 @@ from typing import Any
 from conditions import conditions, weights_digest
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
-from sjd2.bench import BenchSettings, embedded_measures, run_bench, summarise, table, variants_of
+from sjd2.bench import BenchSettings, code_digest, embedded_measures, run_bench, summarise, table, variants_of
 from sjd2.tiny_scenes.prompts import held_out_prompts
 
 WINDOWS = (8, 16, 32, 64)
@@ -65,13 +65,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="a TinyScenes folder (default: the embedded one)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--work", type=Path, default=Path("out/embedded_model"), help="where cells are kept as they come (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, help="where cells are kept as they come (default: a folder in out/embedded_model for each state of the code)"
+    )
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
-    scale = options.guidance_scale
-    compressed = measured(pipeline, held_out_prompts(options.prompts), 16, scale, options.work / "compression")
-    timed = measured(pipeline, held_out_prompts(options.timed), 1, scale, options.work / "wall_clock")
+    scale, work = options.guidance_scale, options.work or Path("out/embedded_model") / code_digest()
+    compressed = measured(pipeline, held_out_prompts(options.prompts), 16, scale, work / "compression")
+    timed = measured(pipeline, held_out_prompts(options.timed), 1, scale, work / "wall_clock")
     figures = {
         "conditions": conditions(options.device),
         "weights": weights_digest(options.model),
