@@ -65,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="a TinyScenes folder (default: the embedded one)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument(
-        "--work", type=Path, help="where cells are kept as they come (default: a folder in out/embedded_model for each state of the code)"
-    )
+    parser.add_argument("--work", type=Path, help="where cells are kept (default: in out/embedded_model, by the state of the code)")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
