@@ -40,6 +40,7 @@ def _histograms(rows: list[dict[str, Any]], path: Path) -> None:
             tokens, times = [int(count) for count in row["histogram"]], list(row["histogram"].values())
             axis.bar(tokens, [count / sum(times) for count in times], width=1, color="C0", edgecolor="white", linewidth=0.5)
             axis.set_title(label, fontsize=9)
+            axis.tick_params(labelbottom=True)
         for axis in panels.flat[len(rows) :]:
             axis.axis("off")
         figure.supxlabel("tokens of one forward", fontsize=9)
