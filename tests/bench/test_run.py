@@ -79,6 +79,29 @@ def test_batches_hold_the_same_pictures(pipeline, tmp_path):
     assert len(pictures(batches)) == 18
 
 
+def test_every_setting_reaches_the_pipeline_and_a_batch_takes_as_long_as_its_last_picture(pipeline, tmp_path, monkeypatch):
+    calls, outputs = [], []
+    kind = type(pipeline)
+
+    def watched(self, prompts, **options):
+        calls.append(options)
+        outputs.append(original(self, prompts, **options))
+        return outputs[-1]
+
+    original = kind.__call__
+    monkeypatch.setattr(kind, "__call__", watched)
+    monkeypatch.setattr(sjd2.bench.run, "_warm_up", lambda *_: None)
+    others = {"cache": "paged", "negative_prompt": "fog", "height": 6, "width": 8}
+    cells = run_bench(pipeline, settings(methods=("sjd",), batch_size=3, seed=1, **others), tmp_path)
+    (call,) = calls
+    assert others.items() <= call.items()
+    assert {"method": "sjd", "window": 4, "guidance_scale": 2.0, "temperature": 1.0, "top_k": 20, "top_p": 1.0}.items() <= call.items()
+    assert (call["seed"], call["batch_size"]) == ([1, 2, 3], 3)
+    last = max(outputs[0].reports, key=lambda report: report.seconds)
+    assert len({report.seconds for report in outputs[0].reports}) > 1
+    assert (cells[0]["seconds"], cells[0]["forward_seconds"]) == (last.seconds, last.forward_seconds)
+
+
 @pytest.mark.parametrize("at", [0, 1, 4, 8])
 def test_an_interrupted_run_keeps_what_is_done_and_goes_on(pipeline, tmp_path, monkeypatch, at):
     with monkeypatch.context() as patch:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sjd2.decoding import PRESETS
+from sjd2.decoding import PRESETS, Progress, TokenLayout
+from sjd2.pipeline import ImageReport, PipelineOutput
 from sjd2.tracing import Recorder, Trace, slot_states, traces_of
 from support.generic import END_IMAGE, GRID, LINE, generic_pipeline
 
@@ -118,12 +119,31 @@ def test_levels_fall_as_slots_come_nearer_to_the_front(pipeline):
 
 
 def test_a_picture_of_a_batch_has_the_trace_that_it_has_alone(small):
-    together = traced(small, PROMPTS, method="sjd2", seed=[3, 1, 4, 1, 5], batch_size=3)
+    together = traced(small, PROMPTS, method="sjd2", window=8, seed=[3, 1, 4, 1, 5], batch_size=3)
     assert len({trace.forwards for trace in together}) > 1  # rows leave at different times
+    assert all(trace.levels.max() > 0 for trace in together)
     for prompt, seed, trace in zip(PROMPTS, [3, 1, 4, 1, 5], together, strict=True):
-        (alone,) = traced(small, prompt, method="sjd2", seed=seed)
+        (alone,) = traced(small, prompt, method="sjd2", window=8, seed=seed)
         for name in ("committed", "tokens", "structural", "drafts", "levels"):
             assert np.array_equal(getattr(trace, name), getattr(alone, name)), name
+
+
+def test_what_lies_past_an_early_end_is_not_in_a_trace():
+    """Two pictures of at most five tokens; the first one ended itself after three."""
+    totals, tokens = torch.tensor([5, 5]), torch.tensor([[1, 2, 9, 0, 0], [1, 2, 3, 4, 5]])
+    recorder = Recorder()
+    drafts, levels = torch.tensor([[6, 7, 8], [6, 7, 8]]), torch.tensor([[0, 1, 2], [0, 1, 2]])
+    for iteration, committed in enumerate(([1, 1], [3, 2], [3, 5]), start=1):
+        recorder(Progress(iteration, torch.tensor(committed), totals, tokens, drafts, levels))
+    reports = [
+        ImageReport("a fox", "sjd2", seed, row, forwards, 0.0, 0.0, 1.0, 0.5) for seed, row, forwards in ((1, [1, 2, 9], 2), (2, [1, 2, 3, 4, 5], 3))
+    ]
+    early, whole = traces_of(recorder, PipelineOutput([], tokens, reports), TokenLayout.grid(1, 1, 5), (1, 5))
+    assert early.committed.tolist() == [1, 3]
+    assert early.drafts.tolist() == [[6, 7, -1], [-1, -1, -1]]
+    assert early.levels.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert np.isnan(early.cells(early.tokens)[0, 3:]).all()
+    assert whole.drafts.tolist() == [[6, 7, 8], [6, 7, 8], [-1, -1, -1]]
 
 
 def test_a_file_gives_back_the_trace(small, tmp_path):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sjd2_kernels import Rule
+
 from ..arguments import one_seed_each, whole
 from ..decoding import PRESETS, Preset, resolve_preset
 
@@ -90,7 +92,7 @@ def variants_of(
 
 
 def _with_keep_ratio() -> set[str]:
-    return {name for name, preset in PRESETS.items() if preset.exact == "none"}
+    return {name for name, preset in PRESETS.items() if preset.rule is Rule.KEEP_RATIO}
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Store:
         write_atomically(self.folder / _SETTINGS, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def cells(self) -> list[dict[str, Any]]:
-        """Every finished cell, in the order in which they were finished. What a kill cut off in the middle is removed from the file."""
+        """Every finished cell; those of a variant are in the order of the pictures. What a kill cut off in the middle is removed from the file."""
         path = self.folder / _CELLS
         if not path.exists():
             return []

@@ -26,11 +26,6 @@ def with_interval(values: Sequence[float], statistic: Callable[[torch.Tensor], t
     return {"value": float(statistic(tensor[None])), "low": low, "high": high}
 
 
-def _of_variant(cells: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
-    """The cells of one variant, in the order of the pictures."""
-    return sorted((cell for cell in cells if cell["variant"] == index), key=lambda cell: cell["first"])
-
-
 def _beside_ar(mine: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:
     """Gain in time over ``ar``, paired by batch, and the share of pictures that are those of ``ar`` token by token."""
     seconds = {cell["first"]: cell["seconds"] for cell in plain}
@@ -80,13 +75,13 @@ def summarise(
     """
     rows = []
     for index, variant in enumerate(settings.variants):
-        mine = _of_variant(cells, index)
+        mine = [cell for cell in cells if cell["variant"] == index]
         if not mine:
             continue
         row = _row(variant, mine)
         plain = next((i for i, other in enumerate(settings.variants) if other.method == "ar" and other.sampling == variant.sampling), None)
         if plain is not None and plain != index:
-            row |= _beside_ar(mine, _of_variant(cells, plain))
+            row |= _beside_ar(mine, [cell for cell in cells if cell["variant"] == plain])
         if measure is not None:
             pictures = [picture for cell in mine for picture in cell["pictures"]]
             found = measure([picture["prompt"] for picture in pictures], [picture["tokens"] for picture in pictures])

@@ -124,7 +124,7 @@ def evaluate(adapter: Adapter, store: Store, measures: Measures, *, progress_bar
     _check_model(adapter, settings)
     grid = adapter.grid_of(settings["height"], settings["width"])
     found = [_Pictures(adapter, grid) for _ in settings["variants"]]
-    for cell in sorted(store.cells(), key=lambda cell: cell["first"]):
+    for cell in store.cells():
         found[cell["variant"]].rows += cell["pictures"]
     started = [index for index, pictures in enumerate(found) if pictures.rows]
     if not started:
