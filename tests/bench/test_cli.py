@@ -62,6 +62,17 @@ def test_the_model_that_ships_has_prompts_and_measures_of_its_own(place, capsys)
     assert not list((place / "out").glob("*.png"))
 
 
+def test_a_bar_is_shown_on_a_terminal_alone(place, capsys, monkeypatch):
+    command = (*COMMAND, "--methods", "sjd", "--no-plots")
+    assert main(*command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(*command, "--restart") == 0
+    assert f"/{len(PROMPTS)} [" in capsys.readouterr().err
+    assert main(*command, "--restart", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_same_command_again_only_reports(place, capsys, monkeypatch):
     assert main(*COMMAND, "--methods", "ar", "sjd", "--no-plots") == 0
     first = capsys.readouterr().out
