@@ -162,7 +162,8 @@ def test_what_lies_past_an_early_end_is_not_in_a_trace():
     for iteration, committed in enumerate(([1, 1], [3, 2], [3, 5]), start=1):
         recorder(Progress(iteration, torch.tensor(committed), totals, tokens, drafts, levels))
     reports = [
-        ImageReport("a fox", "sjd2", seed, row, forwards, 0.0, 0.0, 1.0, 0.5) for seed, row, forwards in ((1, [1, 2, 9], 2), (2, [1, 2, 3, 4, 5], 3))
+        ImageReport("a fox", "sjd2", 4, seed, row, forwards, 0.0, 0.0, 1.0, 0.5)
+        for seed, row, forwards in ((1, [1, 2, 9], 2), (2, [1, 2, 3, 4, 5], 3))
     ]
     early, whole = traces_of(recorder, PipelineOutput([], tokens, reports), TokenLayout.grid(1, 1, 5), (1, 5))
     assert early.committed.tolist() == [1, 3]

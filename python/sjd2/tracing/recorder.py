@@ -27,7 +27,7 @@ class Recording:
 
 
 class Recorder:
-    """A callback of ``decode`` and of the pipeline that keeps what every iteration ends with, batch by batch.
+    """A callback of ``decode`` and of the pipeline that keeps what every iteration ends with, call by call.
 
     What it keeps stays on the device until it is asked for, so that nothing waits.
 
@@ -40,22 +40,22 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self._batches: list[list[Progress]] = []
+        self._runs: list[list[Progress]] = []
 
     def __call__(self, progress: Progress) -> None:
         """Keep one iteration; copies, since the run goes on writing to some of these tensors."""
         if progress.iteration == 1:
-            self._batches.append([])
+            self._runs.append([])
         levels = None if progress.levels is None else progress.levels.clone()
-        self._batches[-1].append(replace(progress, committed=progress.committed.clone(), drafts=progress.drafts.clone(), levels=levels))
+        self._runs[-1].append(replace(progress, committed=progress.committed.clone(), drafts=progress.drafts.clone(), levels=levels))
 
     def recordings(self) -> list[Recording]:
-        """What was kept so far, one for each batch that was begun."""
+        """What was kept so far, one for each run that was begun."""
         return [
             Recording(
-                torch.stack([kept.committed for kept in batch], 1).cpu(),
-                torch.stack([kept.drafts for kept in batch], 1).cpu(),
-                torch.stack([kept.levels for kept in batch if kept.levels is not None], 1).cpu() if batch[0].levels is not None else None,
+                torch.stack([kept.committed for kept in run], 1).cpu(),
+                torch.stack([kept.drafts for kept in run], 1).cpu(),
+                torch.stack([kept.levels for kept in run if kept.levels is not None], 1).cpu() if run[0].levels is not None else None,
             )
-            for batch in self._batches
+            for run in self._runs
         ]

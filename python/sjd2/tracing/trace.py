@@ -154,12 +154,14 @@ def traces_of(
     structural = (layout.forced[0] >= 0).cpu().numpy()
     rows = [(recording, row) for recording in recorder.recordings() for row in range(len(recording.committed))]
     for index, (report, (recording, row)) in enumerate(zip(output.reports, rows, strict=True)):
-        forwards, count = report.forwards, len(report.tokens)
-        committed = recording.committed[row, :forwards].numpy().astype(np.int32)
-        drafts = recording.drafts[row, :forwards].numpy().astype(np.int32)
+        count = len(report.tokens)
+        began = int((recording.committed[row] > 0).long().argmax())  # a row that had to wait commits with its first forward, like any other
+        own = slice(began, began + report.forwards)
+        committed = recording.committed[row, own].numpy().astype(np.int32)
+        drafts = recording.drafts[row, own].numpy().astype(np.int32)
         past = committed[:, None] + np.arange(drafts.shape[1]) >= count
         drafts[past] = -1
-        levels = None if recording.levels is None else np.where(past, 0, recording.levels[row, :forwards].numpy()).astype(np.int8)
+        levels = None if recording.levels is None else np.where(past, 0, recording.levels[row, own].numpy()).astype(np.int8)
         about = {name: value for name, value in report.to_dict().items() if name != "tokens"}
         about |= {"window": drafts.shape[1], "grid": None if grid is None else list(grid), "row_stride": layout.row_stride, **settings}
         found.append(
