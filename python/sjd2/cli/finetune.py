@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step (default: %(default)s)")
     add("--learning-rate", type=float, metavar="R", help="highest; 3 %% warm-up, then a cosine (default: 2e-5, with LoRA 2e-4)")
     add("--seed", type=int, default=0, metavar="N", help="of order, noise and captions dropped (default: %(default)s)")
-    add("--drop-captions", type=float, metavar="SHARE", help="share of captions left empty, for guidance (default: 0.1)")
+    add("--drop-captions", type=float, metavar="SHARE", help="share of captions left out, for guidance (default: 0.1)")
     add("--lora", type=int, metavar="RANK", help="train low-rank adapters, merged into the weights at the end (default: all parameters)")
     add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
     add("--bf16", action="store_true", help="multiply in bfloat16")
