@@ -20,6 +20,7 @@ from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import one_size, pictures
 from .probe import check_logits
+from .processed import check_processor
 from .refusals import check_config, check_forward
 
 __all__ = ["GenericAdapter", "ImageFields"]
@@ -128,6 +129,7 @@ class GenericAdapter(SlicedCausalLM):
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **described: Any,
     ):
+        check_processor(text, "tokenizer", ("__call__", "save_pretrained"))
         found = ImageFields.of({**(getattr(model.config, "sjd2", None) or {}), **described})
         super().__init__(model, found.image_id_start, found.image_ids, (*found.row_end, *found.end))
         check_forward(model)

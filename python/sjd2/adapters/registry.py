@@ -17,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .base import Adapter
 from .refusals import check_config
 
-__all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
+__all__ = ["EMBEDDED_MODEL", "adapter_class", "has_family", "load_adapter"]
 
 #: Module and class by the adapter's name: imported when needed.
 _ADAPTERS = {
@@ -66,6 +66,11 @@ def _device(device: torch.device | str | None) -> torch.device:
     if found is None or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device: expected one of {', '.join(available)}, got {str(device)!r}")
     return found
+
+
+def has_family(config: PretrainedConfig) -> bool:
+    """Whether an adapter exists for models of this type, whatever their configuration says under ``sjd2``."""
+    return config.model_type in _FAMILIES
 
 
 def adapter_class(config: PretrainedConfig) -> Any:

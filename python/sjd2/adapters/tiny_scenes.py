@@ -15,6 +15,7 @@ from ..decoding import TokenLayout
 from ..tiny_scenes.fsq import FSQTokenizer
 from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
+from .kept import kept
 from .loading import load_model
 from .pixels import fitted_pixels, one_size, pictures
 
@@ -53,7 +54,7 @@ class TinyScenesAdapter(SlicedCausalLM):
         fields = model.config.sjd2
         if any(token >= fields["image_id_start"] for row in ids for token in row):
             return None
-        sliced = SlicedCausalLM(model, fields["image_id_start"], fields["image_ids"])
+        sliced = kept(SlicedCausalLM, model, fields["image_id_start"], fields["image_ids"])
         return ImageRequest(sliced, TokenLayout.grid(len(ids), *fields["grid"], device=sliced.device))
 
     def save_pretrained(self, folder: Path) -> None:
