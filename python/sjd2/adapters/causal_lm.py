@@ -42,6 +42,7 @@ class SlicedCausalLM:
     Attributes:
         denoising: what the entry ``denoising`` of the configuration's ``sjd2`` says the model was tuned with.
         stored_dtype: of the weights where they were read from.
+        entries: names of the configuration's ``sjd2`` that it reads, beside ``denoising``.
         tells_images: arguments of ``generate`` that say no more than ``requested_grid`` has found, or are wrong (``told``).
         own_ids: see ``ImageRequest``.
 
@@ -49,6 +50,7 @@ class SlicedCausalLM:
         ValueError: a model whose forward the decoder cannot drive; see ``refusals``.
     """
 
+    entries: tuple[str, ...] = ()
     tells_images: tuple[str, ...] = ()
     own_ids = False
 
@@ -136,9 +138,15 @@ class SlicedCausalLM:
         return []
 
     def configured_grid(self, usual: tuple[int, int]) -> tuple[int, int]:
-        """The grid that the entry ``grid`` of the configuration's ``sjd2`` has, or else the ``usual`` one."""
-        rows, columns = (getattr(self.model.config, "sjd2", None) or {}).get("grid") or usual
-        return rows, columns
+        """The grid that the entry ``grid`` of the configuration's ``sjd2`` has, or else the ``usual`` one.
+
+        Raises:
+            ValueError: something else than rows and columns.
+        """
+        found = (getattr(self.model.config, "sjd2", None) or {}).get("grid") or usual
+        if not isinstance(found, (list, tuple)) or len(found) != 2 or not all(type(side) is int and side > 0 for side in found):
+            raise ValueError(f"adapter.grid: expected [rows, columns], whole numbers >= 1, got {found!r}")
+        return found[0], found[1]
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""

@@ -74,7 +74,8 @@ class ChameleonAdapter(SlicedCausalLM):
 
     model: ChameleonForConditionalGeneration
     #: See ``Adapter``.
-    name: str
+    name: str = "chameleon"
+    entries: tuple[str, ...] = ("grid",)
     grid: tuple[int, int]
     #: Names of the structural tokens, in the order of their slice ids.
     _structural: tuple[str, ...] = ()
@@ -259,6 +260,7 @@ class AnoleAdapter(ChameleonAdapter):
     """
 
     name = "anole"
+    entries = ()
     defaults = SamplingDefaults(guidance_scale=3.0, temperature=0.7, top_p=0.9)
 
     def __init__(self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None):

@@ -43,6 +43,7 @@ class Emu3Adapter(ProcessorModel):
     model_class, processor_class = Emu3ForConditionalGeneration, "Emu3Processor"
     processor_parts = ("tokenizer", "image_processor", "image_start_token", "fake_token_around_image", "eof_token")
     name = "emu3"
+    entries = ("grid",)
     tells_images = ("image_sizes",)
     defaults = SamplingDefaults(guidance_scale=3.0, top_k=2048, negative_prompt=_NEGATIVE_PROMPT)
 

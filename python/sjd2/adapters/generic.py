@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from sjd2_kernels import LogitsProcessing
 
 from ..decoding import TokenLayout
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import one_size, pictures
@@ -121,6 +121,7 @@ class GenericAdapter(SlicedCausalLM):
     """
 
     name = "generic"
+    entries = tuple(field.name for field in fields(ImageFields))
 
     def __init__(
         self,
@@ -129,7 +130,6 @@ class GenericAdapter(SlicedCausalLM):
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **described: Any,
     ):
-        check_processor(text, "tokenizer", ("__call__", "save_pretrained"))
         found = ImageFields.of({**(getattr(model.config, "sjd2", None) or {}), **described})
         super().__init__(model, found.image_id_start, found.image_ids, (*found.row_end, *found.end))
         check_forward(model)
@@ -170,6 +170,13 @@ class GenericAdapter(SlicedCausalLM):
         adapter = cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), decode)
         adapter.stored_dtype = stored
         return adapter
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``; the processor is the tokenizer."""
+        if processor is not None:
+            check_processor(processor, "tokenizer", ("__call__", "save_pretrained"))
+        return super().requested(model, ids, inputs, processor)
 
     def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """See ``SlicedCausalLM.requested_grid``: a prompt that ends as ``ImageFields.prompt`` does, and holds no image."""

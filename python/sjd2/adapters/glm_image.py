@@ -56,6 +56,7 @@ class GlmImageAdapter(ProcessorModel):
     model_class, processor_class = GlmImageForConditionalGeneration, "GlmImageProcessor"
     processor_parts = ("tokenizer", "image_processor", "grid_bos_token", "grid_eos_token")
     name = "glm_image"
+    entries = ("grid",)
     tells_images = ("image_grid_thw", "images_per_sample")
     defaults = SamplingDefaults(guidance_scale=1.0, temperature=0.9, top_p=0.75)
 

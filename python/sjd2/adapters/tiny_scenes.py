@@ -26,6 +26,7 @@ class TinyScenesAdapter(SlicedCausalLM):
     """Prompts are captions such as ``a red coat on a yellow background``; images are 32×32 pixels, 256 tokens."""
 
     name = "tiny_scenes"
+    entries = ("image_id_start", "image_ids", "grid")
     defaults = SamplingDefaults(guidance_scale=2.0, temperature=0.9, top_k=100)
 
     def __init__(self, model: PreTrainedModel, text: PreTrainedTokenizerBase, tokenizer: FSQTokenizer):

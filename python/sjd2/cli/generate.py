@@ -12,6 +12,7 @@ from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 from ..files import write_atomically
 from ..pipeline import TextToImagePipeline
+from .model_options import adapter_entries, add_model_options
 from .output import PictureFiles, checked_json_path
 
 __all__ = ["add_parser"]
@@ -41,6 +42,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--window", type=int, metavar="W", help="drafts per forward (default: the method's)")
     parser.add_argument("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ (default: 0.3)")
+    parser.add_argument("--clean", type=_slots, metavar="N_OR_SHARE", help="of sjd2: slots in front without noise, as 24 or as 0.75 of the window")
+    parser.add_argument("--levels", type=int, metavar="K", help="of sjd2: noise levels, spaced as Karras et al. do (default: as the model was tuned)")
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the model's)")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="of the pictures, where the model makes several sizes")
@@ -48,8 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all ids")
     parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all ids")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
+    add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures decoded together (default: %(default)s)")
     parser.add_argument(
         "--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)"
@@ -61,12 +63,20 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _slots(text: str) -> int | float:
+    """A number of slots, or a share of them."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, or a share such as 0.75, got {text!r}") from None
+
+
 def run(options: argparse.Namespace) -> int:
     """Decode, write, report."""
     prompts = [prompt for prompt in options.prompt for _ in range(max(options.num_images, 1))]
     files = PictureFiles(options.output, prompts, options.seed, options.upscale)
     json_path = checked_json_path(options.json)
-    pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
+    pipeline = TextToImagePipeline.from_pretrained(options.model, adapter=adapter_entries(options), device=options.device)
     missing = pipeline.adapter.missing_decoder
     if missing is not None and json_path is None:
         raise ValueError(f"--json: needed where there is nothing but tokens to write: {missing}")
@@ -81,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
         window=options.window,
         initialisation=options.initialisation,
         keep_ratio=options.keep_ratio,
+        clean=options.clean,
+        levels=options.levels,
         guidance_scale=options.guidance_scale,
         temperature=options.temperature,
         top_k=options.top_k,
