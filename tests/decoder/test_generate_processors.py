@@ -194,6 +194,41 @@ class Picky(LogitsProcessor):
         return scores
 
 
+class CountedPath(LogitsProcessor):
+    """Knows one path, and raises for any prefix beside it; counts how many rows it was asked about."""
+
+    path = (4, 9, 2, 31, 17, 5, 6, 8, 22, 23)
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, input_ids, scores):
+        self.rows.append(len(input_ids))
+        for row, ids in enumerate(input_ids[:, 7:].tolist()):
+            if tuple(ids) != self.path[: len(ids)]:
+                raise KeyError(ids)
+            allowed = self.path[len(ids)]
+            scores[row, :allowed], scores[row, allowed + 1 :] = -torch.inf, -torch.inf
+        return scores
+
+
+@pytest.mark.filterwarnings("ignore:logits_processor")
+@pytest.mark.parametrize("method", ["jacobi", "mc-sjd"])
+def test_a_processor_that_raises_on_drafts_is_asked_about_every_row_once(model, inputs, method):
+    six = {name: values.repeat(2, 1) for name, values in inputs.items()}
+    counted = CountedPath()
+    settings = {"do_sample": True, "max_new_tokens": 10, "window": 8, "seed": 1, "return_dict_in_generate": True}
+    output = model.generate(**six, **settings, custom_generate=sjd2.generate, method=method, logits_processor=[counted])
+    assert output.sequences[:, 7:].tolist() == [list(CountedPath.path)] * 6
+    forwards = max(row.forwards for row in output.statistics)
+    first = counted.rows.index(1)  # until it raises it is given all rows at once
+    assert set(counted.rows[:first]) == {6}
+    assert set(counted.rows[first:]) == {1}
+    assert len(counted.rows) - first <= 6 * 8 * forwards
+    # A row whose draft left the path is not asked about again in this window: of the drafts behind it nothing may come.
+    assert len(counted.rows) - first < 6 * 3 * forwards
+
+
 @pytest.mark.filterwarnings("ignore:logits_processor")
 def test_processors_that_work_in_place_are_applied_once(model, inputs):
     settings = {"do_sample": True, "max_new_tokens": 30, "logits_processor": [HalvesInPlace(), Picky()], "custom_generate": sjd2.generate}

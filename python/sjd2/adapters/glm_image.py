@@ -62,7 +62,7 @@ class GlmImageAdapter(ProcessorModel):
 
     def __init__(self, model: GlmImageForConditionalGeneration, processor: Any):
         codes: Any = model.config.vq_config
-        super().__init__(model, self.checked(processor), 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
+        super().__init__(model, processor, 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
         self.grid = self.configured_grid((32, 32))
 
     @classmethod

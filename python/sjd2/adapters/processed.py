@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
 
+from .base import ImageRequest
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 
@@ -52,6 +53,11 @@ class ProcessorModel(SlicedCausalLM):
         """
         check_processor(processor, cls.processor_class, cls.processor_parts)
         return processor
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``."""
+        return super().requested(model, ids, inputs, None if processor is None else cls.checked(processor))
 
     @classmethod
     def load(cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any) -> Self:
