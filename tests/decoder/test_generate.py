@@ -6,12 +6,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import (
-    EosTokenCriteria,
-    GenerationConfig,
-    MaxLengthCriteria,
-    StoppingCriteriaList,
-)
+from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
 
 import sjd2
 from sjd2 import PRESETS, GenerateOutput
