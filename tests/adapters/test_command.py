@@ -61,6 +61,8 @@ def test_fields_of_a_model_that_nobody_has_described(tmp_path):
         ("emu3", ["grid=4"], "adapter.grid: expected [rows, columns], whole numbers >= 1, got 4"),
         ("emu3", ["grid"], "--adapter-option: expected NAME=VALUE, got 'grid'"),
         ("emu3", ["grid=[2,2]", "grid=[3,3]"], "--adapter-option: expected every name once, got grid twice"),
+        ("emu3", ["adapter=janus"], "adapter: expected one for model type 'emu3', got janus, which drives 'janus'"),
+        ("janus", ["adapter=lumina_mgpt"], "adapter: expected one for model type 'janus', got lumina_mgpt, which drives 'chameleon'"),
         ("emu3", ["adapter=emu4"], "model: expected one that an adapter exists for (tiny_scenes, emu3"),
         ("generic", ["grids=[2,2]"], "adapter: expected fields of image_id_start, image_ids, grid,"),
     ],

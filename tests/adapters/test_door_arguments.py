@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -149,6 +150,15 @@ def test_bad_arguments_are_named(emu3, settings, message):
 def test_bad_arguments_of_the_pipeline_are_named(emu3, settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         TextToImagePipeline(emu3)(PROMPTS, **settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "marker"), [("emu3", "<|image start|>"), ("emu3", "<image>"), ("janus", "<begin_of_image>"), ("glm_image", "<|image|>")]
+)
+def test_a_models_own_markers_are_no_caption(family, marker, tmp_path):
+    pipeline = TextToImagePipeline(family_adapter(family, tmp_path / family))
+    with pytest.raises(ValueError, match=rf"^prompt: expected text, got one with the model's own markers in it \({re.escape(marker)}\): 'a "):
+        pipeline(["a cat", f"a {marker} dog"])
 
 
 @pytest.mark.parametrize("own_door", [False, True], ids=["direct", "custom_generate"])

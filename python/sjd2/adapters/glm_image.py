@@ -103,10 +103,10 @@ class GlmImageAdapter(ProcessorModel):
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """See ``Adapter.check_prompts``."""
         size = self.processor.grid_bos_token
-        super().check_prompts(prompts)
         for prompt in prompts:
             if size in prompt:
                 raise ValueError(f"prompt: expected a caption without {size}, got {prompt!r}; give the size as height and width")
+        super().check_prompts(prompts)
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """See ``Adapter.grid_of``: any multiples of 32."""

@@ -85,6 +85,12 @@ class ProcessorModel(SlicedCausalLM):
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which decoding finds."""
+        text = self.processor.tokenizer
+        markers = set(text.all_special_ids) - {text.unk_token_id}
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("prompt: expected a caption, got an empty string")
+            found = markers.intersection(text(prompt, add_special_tokens=False)["input_ids"])
+            if found:
+                named = ", ".join(map(str, text.convert_ids_to_tokens(sorted(found))))
+                raise ValueError(f"prompt: expected text, got one with the model's own markers in it ({named}): {prompt[:60]!r}")

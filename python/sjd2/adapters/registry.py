@@ -37,6 +37,10 @@ _NOT_TOLD = ("device", "dtype", "decode")
 
 #: Adapters by the ``model_type`` of a configuration.
 _FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_image": "glm_image"}
+#: The other way round; ``generic`` takes any.
+_MODEL_TYPES = {name: kind for kind, name in _FAMILIES.items()} | {
+    "anole": "chameleon", "lumina_mgpt": "chameleon", "llamagen": "llama", "tiny_scenes": "llama",
+}  # fmt: skip
 
 #: Where repositories of diffusers keep their autoregressive model, and beside it its processor; what shows that a repository is one.
 _IN_DIFFUSERS, _BESIDE_IN_DIFFUSERS, _DIFFUSERS_INDEX = "vision_language_encoder", "processor", "model_index.json"
@@ -96,6 +100,8 @@ def adapter_class(config: PretrainedConfig) -> Any:
             f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got {found}; where the image tokens lie in another model "
             "can be told as adapter={'image_id_start': …, 'image_ids': …, 'grid': …}, see docs/models.md"
         )
+    if _MODEL_TYPES.get(name, config.model_type) != config.model_type:
+        raise ValueError(f"adapter: expected one for model type {config.model_type!r}, got {name}, which drives {_MODEL_TYPES[name]!r}")
     module, kind = _ADAPTERS[name]
     return getattr(import_module(f".{module}", __package__), kind)
 
