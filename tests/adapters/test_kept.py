@@ -89,8 +89,6 @@ CHANGES = {
 def test_what_has_changed_is_made_anew(change, tmp_path, monkeypatch):
     adapter = family_adapter("emu3", tmp_path / "emu3")
     adapter.grid = (2, 3)
-    if change == "the vocabulary":  # is told by identity where it is large
-        monkeypatch.setattr("sjd2.adapters.kept._LARGE", 100)
     call(adapter)
     counted = Counted(monkeypatch)
     CHANGES[change](adapter)

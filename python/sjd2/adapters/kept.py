@@ -13,7 +13,7 @@ __all__ = ["kept"]
 Adapter = TypeVar("Adapter")
 
 #: Collections of a configuration that are larger than this (vocabularies) are known by being the same object.
-_LARGE = 1000
+_LARGE = 200
 
 #: By model and by what was made: what it was made from, and its attributes but for the model, which would otherwise never be let go.
 _made: WeakKeyDictionary[PreTrainedModel, dict[Any, tuple[Any, dict[str, Any]]]] = WeakKeyDictionary()
