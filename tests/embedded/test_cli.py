@@ -56,6 +56,29 @@ def test_json_holds_what_was_asked_for_and_what_was_decoded(tmp_path, pipeline):
     assert len(list((tmp_path / "pictures").iterdir())) == 4
 
 
+@pytest.mark.parametrize(("option", "clean"), [("24", 24), ("0.5", 0.5)])
+def test_clean_slots_and_levels_are_those_of_the_python_door(tmp_path, pipeline, option, clean):
+    command = ["generate", PROMPT, "--method", "sjd2", "--clean", option, "--levels", "2", "--quiet", "-o", str(tmp_path / "coat.png")]
+    assert main([*command, "--json", str(tmp_path / "coat.json")]) == 0
+    (row,) = json.loads((tmp_path / "coat.json").read_text())
+    report = pipeline(PROMPT, method="sjd2", clean=clean, levels=2).reports[0]
+    assert (row["tokens"], row["forwards"]) == (report.tokens, report.forwards)
+    assert row["forwards"] != pipeline(PROMPT, method="sjd2").reports[0].forwards
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "jacobi", "--clean", "8"], "clean: only methods that denoise have it (sjd2, sjd2-relaxed), got 8 for jacobi"),
+        (["--method", "sjd2", "--levels", "0"], "levels: expected a whole number >= 1, got 0"),
+        (["--method", "sjd2", "--clean", "1.5"], "clean: expected a whole number >= 1, or a share of the window in (0.0, 1.0], got 1.5"),
+    ],
+)
+def test_bad_clean_slots_and_levels_are_named(options, message, tmp_path, capsys):
+    assert main(["generate", PROMPT, *options, "-o", str(tmp_path / "coat.png")]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_several_pictures_beside_one_file_name_are_numbered(tmp_path):
     assert main(["generate", "a bag", "a boot", "-o", str(tmp_path / "x.png"), "--upscale", "1", "--quiet", "--method", "jacobi"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-0.png", "x-1.png"]
