@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card docs lint clean
 
 setup: $(VENV)/.installed
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(she
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint,triton]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,docs,lint,triton]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -108,6 +108,10 @@ tune: setup
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup
 	$(BIN)/python -m sjd2.tiny_scenes.card $(FROM_BASE) --out docs
+
+# The site, into out/site: strict, and without a network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ablation_tables import ABLATION_TABLES
+from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -19,6 +20,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def _best(rows: list[dict], method: str, figure: str) -> dict:
     return max((row for row in rows if row["method"] == method), key=lambda row: row[figure])
+
+
+def _no_gpu(facts: dict) -> str:
+    return "" if "NVIDIA" in facts["device"] else "Not measured on a GPU. "
 
 
 def compression_table(results: dict) -> str:
@@ -35,6 +40,30 @@ def compression_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def headline_table(results: dict) -> str:
+    """Every exact method at the window where it takes the fewest forwards, and at the one where it takes the least time."""
+    lines = ["| exact method | same as `ar` | tokens per forward | faster than `ar` |", "|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in results["compression"]):
+        exact = PRESETS[method].exact
+        if exact == "none":
+            continue
+        few, fast = _best(results["compression"], method, "tokens_per_forward"), _best(results["wall_clock"], method, "speed_up")
+        gains = f"{few['tokens_per_forward']:.2f} ± {few['error']:.2f} at W = {few['window']} | {fast['speed_up']:.2f}× at W = {fast['window']}"
+        same = {"tokens": "tokens", "law": "distribution"}[exact]
+        lines.append(f"| `{method}` | {same} | {'1 | 1' if method == 'ar' else gains} |")
+    return "\n".join(lines)
+
+
+def headline_conditions(results: dict) -> str:
+    """What the headline was measured under."""
+    facts = results["conditions"]
+    return (
+        f"The embedded model (weights {results['weights']}), {results['prompts']} held-out prompts, guidance {results['guidance_scale']:g}, 95 % "
+        f"confidence intervals; W: drafts per forward. Time: median over {results['timed']} images, one at a time, on "
+        f"{facts['device']}. {_no_gpu(facts)}All windows and methods: [Performance](docs/performance.md)."
+    )
+
+
 def conditions_line(results: dict) -> str:
     """What the figures were measured under."""
     facts = results["conditions"]
@@ -43,9 +72,8 @@ def conditions_line(results: dict) -> str:
         f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; "
         "how likely held-out pictures are to the model is on its card. "
         f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; "
-        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
-        + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
-    )
+        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}. {_no_gpu(facts)}"
+    ).rstrip()
 
 
 _MEASURES = {
@@ -124,8 +152,8 @@ def kv_cache_conditions(results: dict) -> str:
         f"All layers of one iteration, medians: {shapes['layers']} layers, {shapes['rows']} rows, {shapes['heads']} heads of {shapes['width']}, "
         f"{shapes['dtype']}, window {shapes['window']} behind {shapes['committed']:,} columns. An iteration is "
         f"{results['times_cheaper_than_dynamic_cache']:.0f} times cheaper than with `DynamicCache`. "
-        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}." + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
-    )
+        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}. {_no_gpu(facts)}"
+    ).rstrip()
 
 
 def _size(count: float) -> str:
@@ -160,6 +188,8 @@ def model_sizes_table(results: dict) -> str:
 TABLES = {
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
+    "headline": ("embedded_model.json", headline_table),
+    "headline_conditions": ("embedded_model.json", headline_conditions),
     "pictures": ("pictures.json", pictures_table),
     "kv_cache": ("kv_cache.json", kv_cache_table),
     "kv_cache_conditions": ("kv_cache.json", kv_cache_conditions),
@@ -168,7 +198,7 @@ TABLES = {
     "pictures_untuned": ("pictures.json", untuned_pictures_table),
     **{name: ("ablations.json", table) for name, table in ABLATION_TABLES.items()},
 }
-FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/sjd2.md")
+FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/performance.md", "docs/sjd2.md")
 
 
 def filled(text: str, results_folder: Path = RESULTS) -> str:

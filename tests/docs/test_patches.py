@@ -1,0 +1,47 @@
+"""The patches of the guide to update rules apply, and the tests that it names pass on the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sjd2
+import sjd2_kernels
+from support.pages import blocks, shell_lines
+
+ROOT = Path(__file__).parents[2]
+PAGE = "docs/adding_a_rule.md"
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The installed packages and the tests, as they lie in the repository."""
+    for package, place in ((sjd2_kernels, "sjd2_kernels"), (sjd2, "python/sjd2")):
+        shutil.copytree(Path(package.__file__).parent, tmp_path / place, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_rule_of_the_guide_passes_the_tests_that_find_it(copy):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed: it applies the patches")
+    pytest.importorskip("triton", reason="Triton is not installed")
+    found = blocks(ROOT, PAGE)
+    patch = "".join(block.text for block in found if block.kind == "diff")
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(copy.parent)}
+    applied = subprocess.run(["git", "apply", "-"], cwd=copy, input=patch, env=environment, capture_output=True, text=True)
+    assert applied.returncode == 0, applied.stderr
+    (command,) = [words for block in found if block.kind == "sh" for words in shell_lines(block.text)]
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (copy, copy / "python"))), "TRITON_INTERPRET": "1"}
+    words = [sys.executable, "-m", *command, "-v", "-m", "not full"]
+    result = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    for name in ("has_the_law_of_ar[window<length-near-sjd]", "tokens_are_those_of_the_definition[2500-near]"):
+        assert f"{name} PASSED" in result.stdout
