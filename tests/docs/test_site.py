@@ -20,10 +20,14 @@ _FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "sou
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """Built as `make docs` does."""
-    build, load_config = (pytest.importorskip(f"mkdocs.{name}", reason="MkDocs is not installed: the extra `docs`") for name in ("commands.build", "config"))
+    pytest.importorskip("mkdocs", reason="MkDocs is not installed: the extra `docs`")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
     folder = tmp_path_factory.mktemp("site")
-    config = load_config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
-    build.build(config)  # raises on any warning: a broken link, an anchor, a page that the navigation lacks, a name that is not there
+    build(
+        load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
+    )  # raises on any warning: a broken link, an anchor, a page that the navigation lacks, a name that is not there
     return folder
 
 
