@@ -35,13 +35,6 @@ def _line(axis: Any, rows: Iterable[Row], x: Callable[[Row], float], label: str,
     )
 
 
-def _band(axis: Any, row: Row, label: str) -> None:
-    """What the plot is to be held against."""
-    mean, error = row["tokens_per_forward"], row["error"]
-    axis.axhline(mean, color="0.4", linestyle="--", linewidth=1.2, label=label)
-    axis.axhspan(mean - error, mean + error, color="0.4", alpha=0.12, linewidth=0)
-
-
 def _finish(axes: Iterable[Any]) -> None:
     for axis in axes:
         axis.grid(color="0.9", linewidth=0.8)
