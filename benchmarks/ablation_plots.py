@@ -19,11 +19,13 @@ Row = dict[str, Any]
 #: Okabe and Ito's colours, which colour-blind eyes tell apart; lines have markers of their own as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
-_OF_METHOD = {"jacobi": 0, "sjd": 1, "mc-sjd": 2, "gs-sjd": 3, "sjd++": 4, "sjd2": 6}
-_TOKENS = "tokens per forward"
+#: A method has one colour and one marker everywhere.
+NUMBER_OF = {"jacobi": 0, "sjd": 1, "mc-sjd": 2, "gs-sjd": 3, "sjd++": 4, "sjd2": 6}
+TOKENS = "tokens per forward"
 
 
-def _style(number: int) -> dict[str, Any]:
+def style(number: int) -> dict[str, Any]:
+    """Of a line with intervals."""
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)], "capsize": 2, "linewidth": 1.5, "markersize": 5}
 
 
@@ -31,11 +33,12 @@ def _line(axis: Any, rows: Iterable[Row], x: Callable[[Row], float], label: str,
     """Means with their confidence intervals."""
     rows = sorted(rows, key=x)
     axis.errorbar(
-        [x(row) for row in rows], [row["tokens_per_forward"] for row in rows], [row["error"] for row in rows], label=label, **_style(number)
+        [x(row) for row in rows], [row["tokens_per_forward"] for row in rows], [row["error"] for row in rows], label=label, **style(number)
     )
 
 
-def _finish(axes: Iterable[Any]) -> None:
+def finish(axes: Iterable[Any]) -> None:
+    """A light grid behind the lines, and no frame around them."""
     for axis in axes:
         axis.grid(color="0.9", linewidth=0.8)
         axis.set_axisbelow(True)
@@ -50,11 +53,11 @@ def methods(rows: list[Row]) -> Any:
     for axis, model in zip(axes[0], models, strict=True):
         for name in names:
             mine = [row for row in rows if row["at"]["model"] == model and row["at"]["method"] == name]
-            _line(axis, mine, lambda row: row["window"], name + (" (not exact)" if mine[0]["exact"] == "none" else ""), _OF_METHOD.get(name, 5))
+            _line(axis, mine, lambda row: row["window"], name + (" (not exact)" if mine[0]["exact"] == "none" else ""), NUMBER_OF.get(name, 5))
         axis.set(title=f"{'un' if model == 'base' else ''}tuned weights", xlabel="window W", xticks=sorted({row["window"] for row in rows} - {1}))
-    axes[0, 0].set_ylabel(_TOKENS)
+    axes[0, 0].set_ylabel(TOKENS)
     axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _finish(axes[0])
+    finish(axes[0])
     return figure
 
 
@@ -70,7 +73,7 @@ def steps_window(rows: list[Row]) -> Any:
         for j, value in enumerate(line):
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black")
     axis.set(xticks=range(len(windows)), xticklabels=windows, yticks=range(len(steps)), yticklabels=steps, xlabel="window W", ylabel="levels K")
-    figure.colorbar(image, label=_TOKENS)
+    figure.colorbar(image, label=TOKENS)
     return figure
 
 
@@ -78,10 +81,10 @@ def guidance(rows: list[Row]) -> Any:
     """Against the guidance scale, by method."""
     figure, axis = plt.subplots(figsize=(5.2, 4))
     for name in dict.fromkeys(row["at"]["method"] for row in rows):
-        _line(axis, [row for row in rows if row["at"]["method"] == name], lambda row: row["guidance_scale"], name, _OF_METHOD.get(name, 5))
-    axis.set(xlabel="guidance scale", ylabel=_TOKENS, xticks=sorted({row["guidance_scale"] for row in rows}))
+        _line(axis, [row for row in rows if row["at"]["method"] == name], lambda row: row["guidance_scale"], name, NUMBER_OF.get(name, 5))
+    axis.set(xlabel="guidance scale", ylabel=TOKENS, xticks=sorted({row["guidance_scale"] for row in rows}))
     axis.legend(frameon=False)
-    _finish([axis])
+    finish([axis])
     return figure
 
 
