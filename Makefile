@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card docs lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations advance tune card docs lint clean
 
 setup: $(VENV)/.installed
 
@@ -85,6 +85,11 @@ pictures: setup
 ablations: setup
 	$(BIN)/python benchmarks/ablations.py $(FROM_BASE) -o benchmarks/results/ablations.json
 	$(BIN)/python benchmarks/ablation_plots.py
+	$(BIN)/python benchmarks/tables.py
+
+# What each forward commits, of a few pictures: the plots in docs/sjd2.md.
+advance: setup
+	$(BIN)/python benchmarks/advance.py
 	$(BIN)/python benchmarks/tables.py
 
 # The cache ops beside Transformers' caches, stored.

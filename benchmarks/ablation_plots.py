@@ -32,9 +32,7 @@ def style(number: int) -> dict[str, Any]:
 def _line(axis: Any, rows: Iterable[Row], x: Callable[[Row], float], label: str, number: int) -> None:
     """Means with their confidence intervals."""
     rows = sorted(rows, key=x)
-    axis.errorbar(
-        [x(row) for row in rows], [row["tokens_per_forward"] for row in rows], [row["error"] for row in rows], label=label, **style(number)
-    )
+    axis.errorbar([x(row) for row in rows], [row["tokens_per_forward"] for row in rows], [row["error"] for row in rows], label=label, **style(number))
 
 
 def finish(axes: Iterable[Any]) -> None:

@@ -135,6 +135,15 @@ def pictures_conditions(results: dict) -> str:
     )
 
 
+def advance_conditions(results: dict) -> str:
+    """What the curves of single pictures were drawn from."""
+    facts, settings = results["conditions"], results["settings"]
+    return (
+        f"{results['prompts']} held-out prompts, a line each, at W = {settings['window']} and guidance {settings['guidance_scale']:g}, the same seeds for "
+        f"every method; weights {results['weights']}. PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
+    )
+
+
 def kv_cache_table(results: dict) -> str:
     """Every workload of the cache: its time, and its speed beside a plain copy of as many bytes."""
     lines = ["| | milliseconds | moved | speed of a plain copy |", "|---|---|---|---|"]
@@ -186,6 +195,7 @@ def model_sizes_table(results: dict) -> str:
 
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
+    "advance_conditions": ("advance.json", advance_conditions),
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
     "headline": ("embedded_model.json", headline_table),
