@@ -139,8 +139,9 @@ def advance_conditions(results: dict) -> str:
     """What the curves of single pictures were drawn from."""
     facts, settings = results["conditions"], results["settings"]
     return (
-        f"{results['prompts']} held-out prompts, a line each, at W = {settings['window']} and guidance {settings['guidance_scale']:g}, the same seeds for "
-        f"every method; weights {results['weights']}. PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
+        f"{results['prompts']} held-out prompts, a line each, at W = {settings['window']} and guidance {settings['guidance_scale']:g}, "
+        f"the same seeds for every method; weights {results['weights']}. "
+        f"PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
     )
 
 
