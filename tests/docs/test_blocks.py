@@ -123,9 +123,14 @@ def test_the_table_of_arguments_names_those_of_generate():
     assert set(named) == own
 
 
-def test_every_option_that_tuning_explains_is_one():
+def test_options_and_defaults_that_tuning_explains_are_those_of_the_command():
+    finetune = _parser()._subparsers._group_actions[0].choices["finetune"]
+    expand = finetune._get_formatter()._expand_help
+    helps = {option: expand(action) for action in finetune._actions for option in action.option_strings}
     text = (ROOT / "docs" / "tuning.md").read_text()
-    options = set(re.findall(r"`(--[a-z0-9-]+)", text.split("## Options that matter")[1].split("\n## ")[0]))
-    assert options
-    help_text = _parser()._subparsers._group_actions[0].choices["finetune"].format_help()
-    assert all(option in help_text for option in options)
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", text.split("## Options that matter")[1].split("\n## ")[0], flags=re.MULTILINE)
+    assert len(rows) > 10
+    number = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
+    for names, default in rows:
+        told = [helps[option].split("default", 1)[-1] for option in re.findall(r"--[a-z0-9-]+", names)]
+        assert set(number.findall(default)) <= set(number.findall(" ".join(told))), names
