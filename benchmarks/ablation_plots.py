@@ -89,17 +89,21 @@ def guidance(rows: list[Row]) -> Any:
 PLOTS: dict[str, Callable[[list[Row]], Any]] = {"methods": methods, "steps_window": steps_window, "guidance": guidance}
 
 
-def draw(results: dict, folder: Path) -> list[Path]:
-    """Write a PNG for every plot whose group is there."""
+def save(figures: Iterable[tuple[str, Any]], folder: Path) -> list[Path]:
+    """Write a PNG for every figure, under its name."""
     written = []
     folder.mkdir(parents=True, exist_ok=True)
-    for name, plot in PLOTS.items():
-        if name in results["groups"]:
-            figure = plot(results["groups"][name]["rows"])
-            written.append(folder / f"ablations_{name}.png")
-            figure.savefig(written[-1], dpi=110, bbox_inches="tight")
-            plt.close(figure)
+    for name, figure in figures:
+        written.append(folder / f"{name}.png")
+        figure.savefig(written[-1], dpi=110, bbox_inches="tight")
+        plt.close(figure)
     return written
+
+
+def draw(results: dict, folder: Path) -> list[Path]:
+    """Write a PNG for every plot whose group is there."""
+    groups = results["groups"]
+    return save(((f"ablations_{name}", plot(groups[name]["rows"])) for name, plot in PLOTS.items() if name in groups), folder)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ablation_plots import NUMBER_OF, TOKENS, finish, plt, style
+from ablation_plots import NUMBER_OF, TOKENS, finish, plt, save, style
 from conditions import conditions, weights_digest
 from sjd2 import PRESETS, Progress, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
@@ -89,13 +89,7 @@ def draw_levels(window: int = 64, width: int = 256) -> Any:
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write both pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, figure in (("advance", draw_advance(results)), ("noise_levels", draw_levels())):
-        written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=110, bbox_inches="tight")
-        plt.close(figure)
-    return written
+    return save([("advance", draw_advance(results)), ("noise_levels", draw_levels())], folder)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ablation_tables import ABLATION_TABLES
+from circumstances import circumstances
 from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -20,10 +21,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def _best(rows: list[dict], method: str, figure: str) -> dict:
     return max((row for row in rows if row["method"] == method), key=lambda row: row[figure])
-
-
-def _no_gpu(facts: dict) -> str:
-    return "" if "NVIDIA" in facts["device"] else "Not measured on a GPU. "
 
 
 def compression_table(results: dict) -> str:
@@ -56,24 +53,22 @@ def headline_table(results: dict) -> str:
 
 def headline_conditions(results: dict) -> str:
     """What the headline was measured under."""
-    facts = results["conditions"]
     return (
         f"The embedded model (weights {results['weights']}), {results['prompts']} held-out prompts, guidance {results['guidance_scale']:g}, 95 % "
-        f"confidence intervals; W: drafts per forward. Time: median over {results['timed']} images, one at a time, on "
-        f"{facts['device']}. {_no_gpu(facts)}All windows and methods: [Performance](docs/performance.md)."
+        f"confidence intervals; W: drafts per forward. Time: median over {results['timed']} images, one at a time. "
+        f"{circumstances(results['conditions'])} All windows and methods: [Performance](docs/performance.md)."
     )
 
 
 def conditions_line(results: dict) -> str:
     """What the figures were measured under."""
-    facts = results["conditions"]
     return (
         "Tokens per forward (`ar`: 1), then the gain in time at the best window. "
         f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; "
         "how likely held-out pictures are to the model is on its card. "
-        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; "
-        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}. {_no_gpu(facts)}"
-    ).rstrip()
+        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process. "
+        f"{circumstances(results['conditions'])}"
+    )
 
 
 _MEASURES = {
@@ -126,22 +121,22 @@ def untuned_pictures_table(results: dict) -> str:
 
 def pictures_conditions(results: dict) -> str:
     """What the pictures were drawn and judged under."""
-    facts, settings = results["conditions"], results["settings"]
+    settings = results["settings"]
     return (
         f"{results['prompts']} held-out prompts, guidance {settings['guidance_scale']:g}, temperature {settings['temperature']:g}, top-k "
         f"{settings['top_k']}; each run has seeds of its own. "
         f"Intervals hold all {results['comparisons']} comparisons of lossless methods at once with {results['confidence']:.0%} confidence. "
-        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}."
+        f"{circumstances(results['conditions'])}"
     )
 
 
 def advance_conditions(results: dict) -> str:
     """What the curves of single pictures were drawn from."""
-    facts, settings = results["conditions"], results["settings"]
+    settings = results["settings"]
     return (
         f"{results['prompts']} held-out prompts, a line each, at W = {settings['window']} and guidance {settings['guidance_scale']:g}, "
         f"the same seeds for every method; weights {results['weights']}. "
-        f"PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
+        f"{circumstances(results['conditions'], machine=False)}"
     )
 
 
@@ -157,13 +152,13 @@ def kv_cache_table(results: dict) -> str:
 
 def kv_cache_conditions(results: dict) -> str:
     """What the cache's figures were measured under."""
-    facts, shapes = results["conditions"], results["shapes"]
+    shapes = results["shapes"]
     return (
         f"All layers of one iteration, medians: {shapes['layers']} layers, {shapes['rows']} rows, {shapes['heads']} heads of {shapes['width']}, "
         f"{shapes['dtype']}, window {shapes['window']} behind {shapes['committed']:,} columns. An iteration is "
         f"{results['times_cheaper_than_dynamic_cache']:.0f} times cheaper than with `DynamicCache`. "
-        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}. {_no_gpu(facts)}"
-    ).rstrip()
+        f"{circumstances(results['conditions'])}"
+    )
 
 
 def _size(count: float) -> str:
