@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -89,21 +90,27 @@ def guidance(rows: list[Row]) -> Any:
 PLOTS: dict[str, Callable[[list[Row]], Any]] = {"methods": methods, "steps_window": steps_window, "guidance": guidance}
 
 
-def save(figures: Iterable[tuple[str, Any]], folder: Path) -> list[Path]:
-    """Write a PNG for every figure, under its name."""
+def source(data: Any) -> str:
+    """Tells the figures that a plot was drawn from apart from others; every PNG holds it as ``Source``."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save(plots: Iterable[tuple[str, Callable[[Any], Any], Any]], folder: Path) -> list[Path]:
+    """Write a PNG for every name, plot, and data to plot."""
     written = []
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures:
+    for name, plot, data in plots:
+        figure = plot(data)
         written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=110, bbox_inches="tight")
+        figure.savefig(written[-1], dpi=110, bbox_inches="tight", metadata={"Source": source(data)})
         plt.close(figure)
     return written
 
 
-def draw(results: dict, folder: Path) -> list[Path]:
-    """Write a PNG for every plot whose group is there."""
+def plots(results: dict) -> list[tuple[str, Callable[[Any], Any], Any]]:
+    """Name, plot, and data to plot, of every group that is there."""
     groups = results["groups"]
-    return save(((f"ablations_{name}", plot(groups[name]["rows"])) for name, plot in PLOTS.items() if name in groups), folder)
+    return [(f"ablations_{name}", plot, groups[name]["rows"]) for name, plot in PLOTS.items() if name in groups]
 
 
 def main() -> None:
@@ -111,7 +118,7 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "ablations.json", help="default: the stored ones")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="where plots are written (default: docs/images)")
     options = parser.parse_args()
-    for path in draw(json.loads(options.results.read_text()), options.images):
+    for path in save(plots(json.loads(options.results.read_text())), options.images):
         print(path)
 
 

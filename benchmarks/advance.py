@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ablation_plots import NUMBER_OF, TOKENS, finish, plt, save, style
 from conditions import conditions, weights_digest
 from sjd2 import PRESETS, Progress, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
-from sjd2.denoising import NoiseLevels
+from sjd2.denoising import Denoising, NoiseLevels
 from sjd2.denoising.levels import window_levels
 from sjd2.denoising.settings import KARRAS
 from sjd2.tiny_scenes.prompts import held_out_prompts
@@ -47,10 +48,9 @@ def by_one_forward(rows: list[dict[str, Any]], method: str) -> Counter[int]:
     return counts
 
 
-def draw_advance(results: dict[str, Any]) -> Any:
+def draw_advance(rows: list[dict[str, Any]]) -> Any:
     """Tokens against forwards, a line per picture; and the distribution of what one forward commits."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4))
-    rows = results["rows"]
     tokens = max(row["committed"][-1] for row in rows)
     left.plot([0, tokens], [0, tokens], color="0.4", linestyle="--", linewidth=1.2, label="ar")
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -69,27 +69,36 @@ def draw_advance(results: dict[str, Any]) -> Any:
     return figure
 
 
-def draw_levels(window: int = 64, width: int = 256) -> Any:
-    """The time t of each slot of a window, by its distance from the front, with the default settings and with 8 clean slots."""
-    schedules = {"Karras, ρ = 7": KARRAS, "linear": NoiseLevels.karras(6, rho=1.0), "signal": NoiseLevels.signal(6, width)}
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3), sharey=True)
-    usual = PRESETS["sjd2"].denoising
-    assert usual is not None
-    for axis, clean in zip(axes, (usual.clean_slots(window), 8), strict=True):
-        per_level = usual.per_level if clean != 8 else -(-(window - clean) // KARRAS.steps)
-        for number, (name, levels) in enumerate(schedules.items()):
-            level = window_levels(window, levels.steps, clean=clean, per_level=per_level)
-            axis.step(range(window), [levels.times[k] for k in level.tolist()], where="mid", color=style(number)["color"], linewidth=1.5, label=name)
-        axis.set(title=f"{clean} clean slots, {per_level} of each level", xlabel="slot, counted from the front")
+def curves(window: int, width: int, usual: Denoising) -> dict[str, dict[str, list[float]]]:
+    """The time of each slot of a window by schedule: with the ``usual`` settings, and with 8 clean slots."""
+    schedules = {"Karras, ρ = 7": KARRAS, "linear": NoiseLevels.karras(KARRAS.steps, rho=1.0), "signal": NoiseLevels.signal(KARRAS.steps, width)}
+    found = {}
+    for clean, per_level in ((usual.clean_slots(window), usual.per_level), (8, -(-(window - 8) // KARRAS.steps))):
+        level = window_levels(window, KARRAS.steps, clean=clean, per_level=per_level).tolist()
+        found[f"{clean} clean slots, {per_level} of each level"] = {
+            name: [round(levels.times[k], 6) for k in level] for name, levels in schedules.items()
+        }
+    return found
+
+
+def draw_levels(panels: dict[str, dict[str, list[float]]]) -> Any:
+    """Time against the distance from the front."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 3), sharey=True)
+    for axis, (title, times) in zip(axes, panels.items(), strict=True):
+        for number, (name, values) in enumerate(times.items()):
+            axis.step(range(len(values)), values, where="mid", color=style(number)["color"], linewidth=1.5, label=name)
+        axis.set(title=title, xlabel="slot, counted from the front")
     axes[0].set_ylabel("t: 0 is the token, 1 noise")
     axes[0].legend(frameon=False)
     finish(axes)
     return figure
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write both pictures."""
-    return save([("advance", draw_advance(results)), ("noise_levels", draw_levels())], folder)
+def plots(results: dict[str, Any]) -> list[tuple[str, Callable[[Any], Any], Any]]:
+    """Name, plot, and data to plot."""
+    usual = PRESETS["sjd2"].denoising
+    assert usual is not None
+    return [("advance", draw_advance, results["rows"]), ("noise_levels", draw_levels, curves(64, 256, usual))]
 
 
 def main() -> None:
@@ -108,7 +117,7 @@ def main() -> None:
         facts = {"conditions": conditions("cpu"), "weights": weights_digest(EMBEDDED_MODEL), "settings": settings, "prompts": options.prompts}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
-    for path in draw(json.loads(options.output.read_text()), options.images):
+    for path in save(plots(json.loads(options.output.read_text())), options.images):
         print(path)
 
 

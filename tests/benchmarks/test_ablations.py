@@ -18,7 +18,7 @@ import ablations
 import tables
 from ablation_cells import CLEAN, SCALES, STEPS, WINDOWS, Cell, Place, Plan
 from ablation_figures import best_windows, compression, quality
-from ablation_plots import PLOTS, draw
+from ablation_plots import PLOTS, plots, save
 from ablation_runs import Outcome, Runs
 from ablation_tables import ABLATION_TABLES
 from intervals import compare_ratio
@@ -351,7 +351,7 @@ def test_bold_is_what_exceeds_mc_sjd_by_more_than_chance():
 
 
 def test_plots_are_drawn_for_the_groups_that_were_run(results, tmp_path):
-    written = draw(results, tmp_path / "all")
+    written = save(plots(results), tmp_path / "all")
     assert [path.stem.removeprefix("ablations_") for path in written] == list(PLOTS)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    assert draw(results | {"groups": {}}, tmp_path / "none") == []
+    assert plots(results | {"groups": {}}) == []

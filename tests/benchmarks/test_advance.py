@@ -7,7 +7,8 @@ import json
 import pytest
 from PIL import Image
 
-from advance import RESULT, by_one_forward, draw, measure
+from ablation_plots import save
+from advance import RESULT, by_one_forward, measure, plots
 from sjd2.tiny_scenes.prompts import held_out_prompts
 
 SETTINGS = {"window": 16, "guidance_scale": 1.0, "seed": 0}
@@ -33,7 +34,7 @@ def test_what_is_measured_is_what_the_loop_committed(pipeline, rows):
 
 
 def test_both_plots_are_drawn(rows, tmp_path):
-    written = draw({"rows": rows}, tmp_path)
+    written = save(plots({"rows": rows}), tmp_path)
     assert [path.name for path in written] == ["advance.png", "noise_levels.png"]
     assert all(Image.open(path).width > 500 for path in written)
 

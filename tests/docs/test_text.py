@@ -1,14 +1,18 @@
-"""What README and docs say: links lead somewhere, named files are there, tables are those of the stored results, and no figure stands outside one."""
+"""What README and docs say: links lead somewhere, named files are there, tables and plots are those of the stored results, and no figure is elsewhere."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import ablation_plots
+import advance
 from sjd2 import PRESETS
 from support.pages import pages
 
@@ -100,3 +104,14 @@ def test_targets_of_make_that_are_named_exist(page):
 def test_every_picture_of_the_docs_is_shown():
     shown = {match for page in PAGES for match in re.findall(r"images/([\w.]+)", _text(page))}
     assert {path.name for path in (ROOT / "docs" / "images").iterdir()} == shown
+
+
+def test_plots_are_drawn_from_the_stored_results():
+    def stored(name: str) -> dict:
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+    drawn = ablation_plots.plots(stored("ablations")) + advance.plots(stored("advance"))
+    assert len(drawn) >= 4
+    for name, _, data in drawn:
+        with Image.open(ROOT / "docs" / "images" / f"{name}.png") as image:
+            assert image.info.get("Source") == ablation_plots.source(data), f"{name}.png: `python benchmarks/ablation_plots.py`, `make advance`"
