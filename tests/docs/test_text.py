@@ -1,4 +1,4 @@
-"""What README and docs say: links lead somewhere, named files are there, tables and plots are those of the stored results, and no figure is elsewhere."""
+"""What README and docs say: links and named files are there, tables and plots are those of the stored results, and no figure is elsewhere."""
 
 from __future__ import annotations
 
