@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations advance tune card docs lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card lint clean
 
 setup: $(VENV)/.installed
 
@@ -88,6 +88,7 @@ ablations: setup
 	$(BIN)/python benchmarks/tables.py
 
 # What each forward commits, of a few pictures: the plots in docs/sjd2.md.
+.PHONY: advance
 advance: setup
 	$(BIN)/python benchmarks/advance.py
 	$(BIN)/python benchmarks/tables.py
@@ -115,6 +116,7 @@ card: setup
 	$(BIN)/python -m sjd2.tiny_scenes.card $(FROM_BASE) --out docs
 
 # The site, into out/site: strict, and without a network.
+.PHONY: docs
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
