@@ -11,8 +11,9 @@ import re
 import sys
 from pathlib import Path
 
-from ablation_tables import ABLATION_TABLES
 from circumstances import circumstances
+
+from ablation_tables import ABLATION_TABLES
 from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent

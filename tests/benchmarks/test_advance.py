@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from advance import RESULT, by_one_forward, measure, plots
 from PIL import Image
 
 from ablation_plots import save
-from advance import RESULT, by_one_forward, measure, plots
 from sjd2.tiny_scenes.prompts import held_out_prompts
 
 SETTINGS = {"window": 16, "guidance_scale": 1.0, "seed": 0}
