@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 import sjd2
 from sjd2 import load_adapter
@@ -91,15 +92,21 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch, capsys):
     stage.after(tmp_path, names, *capsys.readouterr())
 
 
-def test_the_kernel_of_the_guide_runs_in_the_interpreter(tmp_path):
+@pytest.mark.parametrize(
+    ("interpret", "printed"),
+    [("1", r"compared: torch triton\n"), ("0", r"compared: torch\ncompiled for 90 with \d+ .*\ncompiled for gfx942 with \d+ .*\n")],
+    ids=["interpreted", "compiled"],
+)
+def test_the_kernel_of_the_guide_is_run_and_compiled(tmp_path, interpret, printed):
     pytest.importorskip("triton", reason="Triton is not installed")
+    if interpret == "0" and torch.cuda.is_available():
+        printed = printed.replace("torch", "torch triton")
     code = f"from pathlib import Path; from support.pages import run_page; run_page(Path({str(ROOT)!r}), {IN_A_PROCESS_OF_ITS_OWN!r})"
     paths = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "TRITON_INTERPRET": interpret, "PYTHONPATH": paths}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("compared: torch triton\n")
+    assert re.fullmatch(printed, result.stdout)
 
 
 def test_no_block_is_left_out_unnoticed():
