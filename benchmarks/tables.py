@@ -209,13 +209,13 @@ FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md",
 
 
 def filled(text: str, results_folder: Path = RESULTS) -> str:
-    """``text`` with every table written anew; where there are no results there is no table."""
+    """``text`` with every table written anew; where there are no results it says so."""
 
     def replace(match: re.Match) -> str:
         results, table = TABLES[match[2]]
         path = results_folder / results
         body = table(json.loads(path.read_text())) if path.exists() else ""
-        return "\n".join(part for part in (match[1], body, match[3]) if part)
+        return "\n".join((match[1], body or "*Not run yet.*", match[3]))
 
     return re.sub(r"(<!-- table (\w+) -->)\n(?:.*?\n)??(<!-- end -->)", replace, text, flags=re.DOTALL)
 
