@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-REASON = "_C_not_built.txt"  # beside where the module would be; read by sjd2_kernels/kv_cache/native.py
+REASON = "_C_not_built.txt"  # beside where the module would be; read by sjd2_kernels/compiled
 
 
 def choice(name: str) -> str:

@@ -1,8 +1,10 @@
 """Time per iteration of published models at full size: ``python benchmarks/full_size.py --device cuda -o OUT.json``.
 
-Weights are random, which changes no time: an iteration's shapes depend on the window and the batch alone. How many tokens an iteration commits does
-depend on weights and is not said here. The cache has room for a whole image, so that attention reads what it would read in earnest; guidance
-doubles the rows, as it does there. A model that does not fit is recorded as such.
+Weights are random, which changes no time: an iteration's shapes depend on the window and the batch alone. Guidance doubles the rows, as it does
+in earnest. Each row of the result has an iteration operation by operation, with its forward apart; on a GPU replayed as a CUDA graph; and, of one
+image, that of a loop written the way research scripts are (``published_loop.py``). How many tokens an iteration commits does depend on weights:
+``--end-to-end N`` decodes whole images that commit N, for N − 1 of N tokens are known and slots farther away are noise, as ``sjd2`` has them.
+What does not fit is recorded as such.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import Any
 
 import torch
 from model_sizes import FAMILIES, Size
+from published_loop import published_sjd
 from transformers import JanusForConditionalGeneration
 
 from conditions import conditions
 from sjd2.adapters.causal_lm import SlicedCausalLM
 from sjd2.adapters.janus import JanusAdapter
-from sjd2.decoding import PRESETS, TokenLayout, decode
+from sjd2.decoding import PRESETS, Preset, RowReport, TokenLayout, decode
+from sjd2.denoising import Denoising
 from sjd2_kernels import LogitsProcessing
 
 #: Rows of ``model_sizes.FAMILIES`` that are timed, and the first image id of each.
@@ -50,36 +54,78 @@ def with_weights(size: Size, image_id_start: int, device: str, dtype: torch.dtyp
     return SlicedCausalLM(model, image_id_start, size.vocab_size, structural_ids=range(max(structural, 0)))
 
 
+def mc_sjd(window: int) -> Preset:
+    """``mc-sjd``, or AR at a window of 1."""
+    return PRESETS["ar"] if window == 1 else replace(PRESETS["mc-sjd"], window=window)
+
+
+def words(adapter: SlicedCausalLM, size: Size, batch: int) -> torch.Tensor:
+    """Random prompts and their partners, int64 ``[2B, P]``, which end alike."""
+    ids = torch.randint(adapter.text_config.vocab_size, (2 * batch, size.prompt), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = ids[0, -1]
+    return ids
+
+
+def last_row(adapter: SlicedCausalLM, size: Size, layout: TokenLayout, preset: Preset, batch: int, repeat: int, *, graphs: bool) -> RowReport:
+    """The report of the row that took most forwards."""
+    device = adapter.device
+    processing = LogitsProcessing.create(batch, guidance_scale=GUIDANCE, top_k=TOP_K, device=device)
+    prompt = adapter.prompt_from_ids(words(adapter, size, batch).tolist())
+    seeds = torch.arange(batch, device=device) + 1000 * repeat
+    rows = decode(adapter, prompt, layout, processing, preset, seeds, compact=False, graphs=graphs).rows
+    return max(rows, key=lambda row: row.forwards)
+
+
 def timed(adapter: SlicedCausalLM, size: Size, window: int, batch: int, iterations: int, repeats: int) -> dict[str, Any]:
     """Milliseconds per iteration, whole and inside the model's forward, medians over ``repeats`` runs of at least ``iterations`` iterations."""
     device = adapter.device
-    preset = PRESETS["ar"] if window == 1 else replace(PRESETS["mc-sjd"], window=window)
-    generator = torch.Generator().manual_seed(0)
-    words = adapter.text_config.vocab_size
-    prompt = adapter.prompt_from_ids(torch.randint(words, (2 * batch, size.prompt), generator=generator).tolist())
     forced = size.layout.forced.expand(batch, -1).to(device)
     tokens = min(forced.shape[1], iterations * window)  # a forward commits at most a window
     layout = TokenLayout(forced, torch.full((batch,), tokens, device=device), size.layout.row_stride, places=size.layout.places)
-    processing = LogitsProcessing.create(batch, guidance_scale=GUIDANCE, top_k=TOP_K, device=device)
-    whole, inside, forwards = [], [], []
-    for repeat in range(repeats + 1):
-        seeds = torch.arange(batch, device=device) + 1000 * repeat
-        rows = decode(adapter, prompt, layout, processing, preset, seeds, compact=False).rows
-        last = max(rows, key=lambda row: row.forwards)
-        if repeat:  # the first one warms up
-            whole.append(last.seconds / last.forwards)
-            inside.append(last.forward_seconds / last.forwards)
-            forwards.append(last.forwards)
-    return {
+    # The first run warms up.
+    eager = [last_row(adapter, size, layout, mc_sjd(window), batch, repeat, graphs=False) for repeat in range(repeats + 1)][1:]
+    figures = {
         "window": window,
         "batch": batch,
-        "milliseconds": 1e3 * statistics.median(whole),
-        "forward_milliseconds": 1e3 * statistics.median(inside),
-        "iterations": statistics.median(forwards),
+        "milliseconds": 1e3 * statistics.median(row.seconds / row.forwards for row in eager),
+        "forward_milliseconds": 1e3 * statistics.median(row.forward_seconds / row.forwards for row in eager),
+        "iterations": statistics.median(row.forwards for row in eager),
     }
+    if device.type == "cuda":
+        replayed = [last_row(adapter, size, layout, mc_sjd(window), batch, repeat, graphs=True) for repeat in range(repeats + 1)][1:]
+        figures["graph_milliseconds"] = 1e3 * statistics.median(row.seconds / row.forwards for row in replayed)
+    if batch == 1 and not isinstance(adapter, JanusAdapter):  # whose head is none of a language model
+        ids, images = words(adapter, size, 1).to(device), range(adapter.image_id_start, adapter.image_id_start + adapter.vocab_size)
+        runs = [published_sjd(adapter.model, ids, images, tokens, window, guidance=GUIDANCE, top_k=TOP_K) for _ in range(2)][1:]
+        figures["published_milliseconds"] = 1e3 * statistics.median(run.seconds / run.forwards for run in runs)
+    return figures
 
 
-def measure(name: str, device: str, dtype: torch.dtype, windows: Sequence[int], batches: Sequence[int], iterations: int, repeats: int) -> list[dict]:
+def end_to_end(adapter: SlicedCausalLM, size: Size, window: int, tokens_per_forward: int) -> dict[str, Any]:
+    """Seconds of a whole image with ``tokens_per_forward`` tokens from every forward; 1 is AR."""
+    device, count, graphs = adapter.device, size.layout.forced.shape[1], adapter.device.type == "cuda"
+    forced = torch.zeros(1, count, dtype=torch.int64, device=device)
+    forced[:, ::tokens_per_forward] = -1
+    layout = TokenLayout(forced, torch.tensor([count], device=device), size.layout.row_stride, places=size.layout.places)
+    preset = PRESETS["ar"]
+    if tokens_per_forward > 1:
+        preset = replace(PRESETS["sjd2"], window=window, denoising=Denoising(clean=tokens_per_forward - 1))
+    for repeat, length in enumerate((min(4 * window, count), count)):  # the first one warms up
+        shown = replace(layout, lengths=torch.tensor([length], device=device))
+        row = last_row(adapter, size, shown, preset, 1, repeat, graphs=graphs)
+    return {"window": preset.window, "tokens": count, "forwards": row.forwards, "seconds": row.seconds}
+
+
+def measure(
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    windows: Sequence[int],
+    batches: Sequence[int],
+    iterations: int,
+    repeats: int,
+    tokens_per_forward: int = 0,
+) -> list[dict]:
     """All rows of one model; what has no room is a row that says so."""
     size, rows = FAMILIES[name](), []
     try:
@@ -97,6 +143,11 @@ def measure(name: str, device: str, dtype: torch.dtype, windows: Sequence[int], 
                 row = place | {"not run": str(error).splitlines()[0]}
                 print(f"{name:16} B {batch}  W {window:3}  not run: out of memory", flush=True)
             rows.append(row)
+    if tokens_per_forward:
+        for window, count in ((1, 1), (64, tokens_per_forward)):
+            row = {"model": name, "end_to_end": count} | end_to_end(adapter, size, window, count)
+            print(f"{name:16} W {window:3}  {row['seconds']:8.2f} s for {row['tokens']} tokens in {row['forwards']} forwards", flush=True)
+            rows.append(row)
     del adapter
     gc.collect()
     if device.startswith("cuda"):
@@ -111,12 +162,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, help="images decoded together (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=8, help="per run, at least (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="runs, after one to warm up (default: %(default)s)")
+    parser.add_argument(
+        "--end-to-end", type=int, default=0, metavar="N", help="decode an image, too, that commits N tokens with every forward (default: none)"
+    )
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     rows = []
     for name in options.models:
-        rows += measure(name, options.device, torch.bfloat16, options.windows, options.batches, options.iterations, options.repeats)
+        rows += measure(
+            name, options.device, torch.bfloat16, options.windows, options.batches, options.iterations, options.repeats, options.end_to_end
+        )
         if options.output:  # what is done is kept if the next one is cut off
             options.output.parent.mkdir(parents=True, exist_ok=True)
             facts = {"conditions": conditions(options.device), "guidance_scale": GUIDANCE, "top_k": TOP_K, "dtype": "bfloat16", "rows": rows}

@@ -65,7 +65,7 @@ STEPS = (
     Step("kv cache", [PYTHON, "benchmarks/kv_cache.py", "--device", "cuda", "-o", "{out}/kv_cache.json"], 120),
     Step(
         "full size",
-        [PYTHON, "benchmarks/full_size.py", "--windows", "1", "16", "32", "64", "96", "128", "--batches", "1", "4", "-o", "{out}/full_size.json"],
+        [PYTHON, "benchmarks/full_size.py", "--end-to-end", "4", "-o", "{out}/full_size.json"],
         300,
     ),
     Step(

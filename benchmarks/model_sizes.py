@@ -27,6 +27,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from sjd2.adapters.causal_lm import column_bytes
 from sjd2.adapters.glm_image import GlmImageAdapter
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.decoding import TokenLayout
@@ -147,18 +148,12 @@ FAMILIES: dict[str, Callable[[], Size]] = {
 }
 
 
-def cache_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one column of one model row, all layers."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * dtype.itemsize
-
-
 def figures(name: str) -> dict[str, Any]:
     """A row of the table."""
     size = FAMILIES[name]()
     text = size.model.config.get_text_config(decoder=True)
     steps = int(size.layout.lengths[0])
-    per_token = cache_bytes_per_token(text, torch.bfloat16)
+    per_token = column_bytes(text, torch.bfloat16)
     columns = size.prompt - 1 + steps + WINDOW  # as the loop asks for them
     parameters = sum(parameter.numel() for parameter in size.model.parameters())
     apart = sum(parameter.numel() for part in size.apart for parameter in size.model.get_submodule(part).parameters())

@@ -1,102 +1,17 @@
-// sjd2_kernels._C: the operations of kv_cache.h for callers that hold addresses. Views come as tuples of integers:
+// sjd2_kernels._C: the operations of kv_cache.h and sampling.h for callers that hold addresses; casters.h says how views come.
 //
-//   Tensor   (address, itemsize, 4 sizes, 4 strides)
-//   Matrix   (address, rows, columns, row stride, column stride), None for no block table
-//   Vector   (address, size, stride), None for no free list
-//   Flags    (address, stride), None for no flags
-//   Queue    (device, stream)
-//
-// with strides in elements. cpu_* functions return the first row that does not fit, having written nothing, or -1; cuda_* functions
-// enqueue and return None. None of them holds the interpreter's lock while it works.
-#include "kv_cache.h"
-
+// cpu_* functions return the first row that does not fit, having written nothing, or -1; cuda_* functions enqueue and return None. None
+// of them holds the interpreter's lock while it works.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
-
-namespace pybind11::detail {
-
-template <size_t kSize>
-bool load_integers(handle source, std::array<int64_t, kSize>& values) {
-  if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != static_cast<Py_ssize_t>(kSize)) return false;
-  for (size_t i = 0; i < kSize; ++i) {
-    values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), i));
-    if (values[i] == -1 && PyErr_Occurred() != nullptr) throw error_already_set();
-  }
-  return true;
-}
-
-template <typename Pointee>
-Pointee* to_address(int64_t value) {
-  return reinterpret_cast<Pointee*>(static_cast<uintptr_t>(value));
-}
-
-template <>
-struct type_caster<sjd2::Tensor> {
-  PYBIND11_TYPE_CASTER(sjd2::Tensor, const_name("tuple[int, ...]"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 10> v;
-    if (!load_integers(source, v)) return false;
-    const int64_t item = v[1];
-    value = {to_address<char>(v[0]), {v[2], v[3], v[4], v[5]}, {v[6] * item, v[7] * item, v[8] * item, v[9] * item}, item};
-    return true;
-  }
-};
-
-template <>
-struct type_caster<sjd2::Matrix> {
-  PYBIND11_TYPE_CASTER(sjd2::Matrix, const_name("tuple[int, ...] | None"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 5> v{};
-    if (!source.is_none() && !load_integers(source, v)) return false;
-    value = {to_address<int64_t>(v[0]), v[1], v[2], v[3], v[4]};
-    return true;
-  }
-};
-
-template <>
-struct type_caster<sjd2::Vector> {
-  PYBIND11_TYPE_CASTER(sjd2::Vector, const_name("tuple[int, ...] | None"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 3> v{};
-    if (!source.is_none() && !load_integers(source, v)) return false;
-    value = {to_address<int64_t>(v[0]), v[1], v[2]};
-    return true;
-  }
-};
-
-#ifdef SJD2_WITH_CUDA
-template <>
-struct type_caster<sjd2::Flags> {
-  PYBIND11_TYPE_CASTER(sjd2::Flags, const_name("tuple[int, ...] | None"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 2> v{};
-    if (!source.is_none() && !load_integers(source, v)) return false;
-    value = {to_address<bool>(v[0]), v[1]};
-    return true;
-  }
-};
-
-template <>
-struct type_caster<sjd2::cuda::Queue> {
-  PYBIND11_TYPE_CASTER(sjd2::cuda::Queue, const_name("tuple[int, int]"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 2> v{};
-    if (!load_integers(source, v)) return false;
-    value = {static_cast<int>(v[0]), to_address<void>(v[1])};
-    return true;
-  }
-};
-#endif
-
-}  // namespace pybind11::detail
+#include "casters.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
-  module.doc() = "KV-cache operations on raw memory.";
+  module.doc() = "Sampling and KV-cache operations on raw memory.";
   module.attr("compiler") = SJD2_COMPILER;
   // Version of the CUDA compiler and the architectures it built for; empty without CUDA.
   module.attr("cuda_version") = SJD2_CUDA_VERSION;
@@ -109,6 +24,24 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_compact_columns", &sjd2::cpu::compact_columns, Unlocked());
   module.def("cpu_reserve", &sjd2::cpu::reserve, Unlocked());
   module.def("cpu_compact_table", &sjd2::cpu::compact_table, Unlocked());
+
+  module.def(
+      "cpu_verify",
+      [](const sjd2::Logits& logits, const sjd2::Logits& uncond, const sjd2::Logits& last, const sjd2::Logits& last_uncond,
+         const sjd2::Statistics& last_statistics, const sjd2::Processing& processing, const sjd2::Window& window, int64_t rule, float log_keep_ratio,
+         int64_t end_id, const sjd2::Verified& result, int threads) {
+        return sjd2::cpu::verify(logits, uncond, last, last_uncond, last_statistics, processing, window, static_cast<sjd2::Rule>(rule),
+                                 log_keep_ratio, end_id, result, threads);
+      },
+      Unlocked());
+  module.def(
+      "cpu_sample",
+      [](const sjd2::Logits& logits, const sjd2::Logits& uncond, const sjd2::Processing& processing, uintptr_t seeds, uintptr_t iteration,
+         uintptr_t position, int64_t slots, int64_t purpose, uintptr_t tokens, int threads) {
+        const auto vector = [](uintptr_t address) { return reinterpret_cast<int64_t*>(address); };
+        sjd2::cpu::sample(logits, uncond, processing, vector(seeds), vector(iteration), vector(position), slots, purpose, vector(tokens), threads);
+      },
+      Unlocked());
 
 #ifdef SJD2_WITH_CUDA
   // The compactions get their scratch as an address; workspace_size() says how many int64 it must hold.

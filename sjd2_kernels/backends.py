@@ -1,9 +1,9 @@
 """Which implementation of an op runs.
 
-Every op has a definition in PyTorch (``torch``), the ground truth; some also have fused Triton kernels (``triton``) or compiled C++/CUDA
-code (``native``). By default (``auto``) each op takes the fastest that can run where its tensors are. A name given to an op's
-``backend=`` holds for that call; :func:`set_backend`, :func:`use_backend` and the environment variable ``SJD2_BACKEND`` hold for every op that
-has an implementation of that name.
+Every op has a definition in PyTorch (``torch``), the ground truth; some also have fused Triton kernels (``triton``), C++ code for CPUs
+(``cpp``), or C++ and CUDA code (``native``). By default (``auto``) each op takes the fastest that can run where its tensors are. A name
+given to an op's ``backend=`` holds for that call; :func:`set_backend`, :func:`use_backend` and the environment variable ``SJD2_BACKEND``
+hold for every op that has an implementation of that name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 __all__ = ["BACKENDS", "current_backend", "resolve_backend", "set_backend", "use_backend"]
 
-BACKENDS = ("auto", "torch", "triton", "native")
+BACKENDS = ("auto", "torch", "triton", "cpp", "native")
 
 
 def _checked(source: str, name: str) -> str:

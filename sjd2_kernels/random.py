@@ -54,7 +54,8 @@ def philox(counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
     # Both multiplications of a round run as one operation on a leading axis of two lanes. The lanes swap every round
     # (the new c0 comes from c2's product), so the constants of odd rounds are swapped instead of the data.
     lanes = (2,) + (1,) * len(shape)
-    straight = torch.tensor(_MULTIPLIERS, device=seed.device).view(lanes)
+    # Filled on the device: a tensor of Python's numbers would come from the host, every time.
+    straight = torch.stack([torch.full((), one, device=seed.device) for one in _MULTIPLIERS]).view(lanes)
     multipliers = (straight, straight.flip(0))
     low, high = seed & _MASK, (seed >> 32) & _MASK
     keys = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from .adapters import Adapter, load_adapter
 from .arguments import one_seed_each, whole
 from .cache import resolve_cache
 from .decoding import Preset, Progress, decode, resolve_preset
+from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
 from .decoding.presets import tuned_preset, untuned_notice
 
 __all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
@@ -28,24 +29,25 @@ class ImageReport:
     """How one image came to be.
 
     Attributes:
-        prompt, method, seed: as asked for; with the same settings they give the same tokens again.
+        prompt, method, window, seed: with the same settings they give the same tokens again.
         tokens: the image's token ids, in the order they were decoded.
         forwards: model forwards until the image was finished (prefill not counted).
         tokens_per_forward: step compression; AR sampling has 1.
         accepted_per_forward: accepted drafts per forward.
-        seconds: from the start of decoding until this image was finished; images of a batch share that time.
-        forward_seconds: of those, spent in the model's forward, prefill included.
+        seconds: from when this image's decoding began until it was finished; images that are decoded together share that time.
+        forward_seconds: of those, spent in the model's forward, prefill included; ``None`` where iterations were replayed as CUDA graphs.
     """
 
     prompt: str
     method: str
+    window: int
     seed: int
     tokens: list[int]
     forwards: int
     tokens_per_forward: float
     accepted_per_forward: float
     seconds: float
-    forward_seconds: float
+    forward_seconds: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
@@ -70,8 +72,8 @@ class _ProgressBar:
     def __init__(self, total: int, shown: bool):
         self._bar = tqdm(total=total, unit="token", disable=not shown, leave=False)
 
-    def batch_callback(self, user: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
-        """A callback that counts one batch's tokens and passes the progress on."""
+    def callback(self, user: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+        """A callback that counts tokens and passes the progress on."""
         if self._bar.disable:
             return user
         done = 0
@@ -104,6 +106,7 @@ class TextToImagePipeline:
     def __init__(self, adapter: Adapter):
         self.adapter = adapter
         self._warned_untuned = False
+        self._choosers: dict[tuple, WindowChooser] = {}
 
     @classmethod
     def from_pretrained(
@@ -140,7 +143,7 @@ class TextToImagePipeline:
         method: str | Preset = "mc-sjd",
         seed: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
-        window: int | None = None,
+        window: int | Literal["auto"] | None = None,
         initialisation: str | None = None,
         keep_ratio: float | None = None,
         guidance_scale: float | None = None,
@@ -149,6 +152,7 @@ class TextToImagePipeline:
         top_p: float | None = None,
         batch_size: int = 8,
         cache: str = "ragged",
+        graphs: bool | None = None,
         callback: Callable[[Progress], None] | None = None,
         progress_bar: bool = False,
     ) -> PipelineOutput:
@@ -161,15 +165,17 @@ class TextToImagePipeline:
             method: a name from ``sjd2.PRESETS``, or a ``Preset``. By its name a method that denoises takes levels, timestep tokens and
                 normalisation from what the model was tuned with; a ``Preset`` is taken as it is.
             seed: of the first image, the next image's is one higher; or one per image.
-            window: drafts per forward; default: the method's.
+            window: drafts per forward; default: the method's. ``auto``: what makes most tokens per second, found with the first images and
+                remembered for the next calls; an image's report says which it was.
             initialisation: of fresh drafts; default: the method's.
             keep_ratio: τ of ``sjd++``.
             guidance_scale: 1 switches guidance off. Default, like the following: the model's.
             temperature: 0 is greedy.
             top_k: 0 keeps all ids.
             top_p: 1 keeps all ids.
-            batch_size: images decoded together.
+            batch_size: images decoded together; the place of one that is finished is taken by the next.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
+            graphs: replay iterations as CUDA graphs; default: on a GPU. The tokens are the same.
             callback: called after every forward.
             progress_bar: show one.
 
@@ -190,7 +196,9 @@ class TextToImagePipeline:
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)
-        preset = self._tuned(resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio), isinstance(method, str))
+        auto = window == "auto"
+        preset = resolve_preset(method, window=None if window == "auto" else window, initialisation=initialisation, keep_ratio=keep_ratio)
+        preset = self._tuned(preset, isinstance(method, str))
         grid = self.adapter.grid_of(*(None if side is None else whole(name, side, 1) for name, side in (("height", height), ("width", width))))
         if negative_prompt is None:
             negative_prompt = self.adapter.defaults.negative_prompt
@@ -205,26 +213,12 @@ class TextToImagePipeline:
 
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
-            parts = [
-                self._decode_batch(
-                    prompts[i : i + batch_size],
-                    seeds[i : i + batch_size],
-                    negative_prompt,
-                    grid,
-                    preset,
-                    settings,
-                    cache,
-                    bar.batch_callback(callback),
-                )
-                for i in range(0, len(prompts), batch_size)
-            ]
+            run = _Run(self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, bar.callback(callback))
+            if auto and preset.name != "ar":
+                return self._with_best_window(run, prompts, seeds, preset)
+            return run(prompts, seeds, preset)
         finally:
             bar.close()
-        return PipelineOutput(
-            images=[image for part in parts for image in part.images],
-            tokens=torch.cat([part.tokens for part in parts]),
-            reports=[report for part in parts for report in part.reports],
-        )
 
     def _tuned(self, preset: Preset, by_name: bool) -> Preset:
         """The preset as the model was tuned for it; warns, once, where it was not."""
@@ -239,34 +233,71 @@ class TextToImagePipeline:
             return tuned_preset(preset, tuned)
         return preset
 
-    def _decode_batch(
-        self,
-        prompts: list[str],
-        seeds: list[int],
-        negative_prompt: str,
-        grid: tuple[int, int],
-        preset: Preset,
-        settings: dict[str, Any],
-        cache: str,
-        callback: Callable[[Progress], None] | None,
-    ) -> PipelineOutput:
+    def _with_best_window(self, run: _Run, prompts: list[str], seeds: list[int], preset: Preset) -> PipelineOutput:
+        """Batches with the windows that look best, until the best one is known; then the rest with that."""
+        batch = min(run.batch_size, len(prompts))
+        key = (preset, run.grid, run.settings["guidance_scale"] != 1, batch)
+        chooser = self._choosers.get(key)
+        if chooser is None:
+            chooser = self._choosers[key] = run.chooser(batch)
+        parts, done = [], 0
+        while done < len(prompts):
+            window = chooser.best()
+            end = len(prompts) if chooser.settled else done + batch
+            parts.append(run(prompts[done:end], seeds[done:end], replace(preset, window=window)))
+            for report in parts[-1].reports:
+                chooser.learn(window, len(report.tokens), report.forwards, report.seconds)
+            done = end
+        return PipelineOutput(
+            images=[image for part in parts for image in part.images],
+            tokens=torch.cat([part.tokens for part in parts]),
+            reports=[report for part in parts for report in part.reports],
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all images of a call have in common."""
+
+    adapter: Adapter
+    negative_prompt: str
+    grid: tuple[int, int]
+    settings: Mapping[str, Any]
+    batch_size: int
+    cache: str
+    graphs: bool | None
+    callback: Callable[[Progress], None] | None
+
+    def chooser(self, batch: int) -> WindowChooser:
+        """Of windows for ``batch`` images together."""
+        adapter, tokens = self.adapter, self.adapter.layout(1, self.grid).forced.shape[1]
+        limit = min(tokens, adapter.position_limit or tokens)
+        rows = batch if self.settings["guidance_scale"] == 1 else 2 * batch
+        windows = [window for window in WINDOWS if window <= limit] or [limit]
+        return WindowChooser(forward_seconds(adapter, windows, rows, tokens, adapter.image_embeddings().shape[1], adapter.device))
+
+    def __call__(self, prompts: list[str], seeds: list[int], preset: Preset) -> PipelineOutput:
+        """Decode and draw."""
         adapter, count = self.adapter, len(prompts)
-        negative = None if settings["guidance_scale"] == 1 else [negative_prompt] * count
+        negative = None if self.settings["guidance_scale"] == 1 else [self.negative_prompt] * count
         result = decode(
             adapter,
-            adapter.prompt(prompts, negative, grid),
-            adapter.layout(count, grid),
-            LogitsProcessing.create(count, **settings, device=adapter.device),
+            adapter.prompt(prompts, negative, self.grid),
+            adapter.layout(count, self.grid),
+            LogitsProcessing.create(count, **self.settings, device=adapter.device),
             preset,
             torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
-            callback=callback,
-            cache=cache,
+            batch_size=self.batch_size,
+            callback=self.callback,
+            cache=self.cache,
+            graphs=self.graphs,
         )
         tokens = result.tokens.cpu()
         reports = [
             ImageReport(
                 prompt=prompts[i],
                 method=preset.name,
+                window=preset.window,
                 seed=seeds[i],
                 tokens=tokens[i, : row.tokens].tolist(),
                 forwards=row.forwards,
@@ -277,5 +308,7 @@ class TextToImagePipeline:
             )
             for i, row in enumerate(result.rows)
         ]
-        images = adapter.images(result.tokens, grid) if adapter.missing_decoder is None else []
+        images: list[Image.Image] = []
+        if adapter.missing_decoder is None:
+            images = [image for part in result.tokens.split(self.batch_size) for image in adapter.images(part, self.grid)]
         return PipelineOutput(images, tokens, reports)

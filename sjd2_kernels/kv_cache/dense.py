@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ..backends import resolve_backend
-from . import checks, library, native
+from ..compiled import obstacle
+from . import checks, library
 
 __all__ = ["check_rows", "kv_append", "kv_compact", "kv_compact_columns", "kv_rollback", "pick_backend"]
 
@@ -16,7 +17,7 @@ library.register()
 
 def pick_backend(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     """The back-end of one call, by name."""
-    return resolve_backend(op, backend, {"native": native.obstacle(tensor.device.type), "torch": None})
+    return resolve_backend(op, backend, {"native": obstacle(tensor.device.type), "torch": None})
 
 
 def kv_append(

@@ -1,4 +1,4 @@
-"""The compiled back-end ``sjd2_kernels._C``: whether it is there, and calling it with the addresses of tensors.
+"""The compiled cache ops of ``sjd2_kernels._C``, called with the addresses of tensors.
 
 A function here does what the definition of the same name in ``reference.py`` does. On the CPU it returns whether all rows fit; if one does
 not, nothing was written. On a GPU it returns ``True`` and works on the caller's current stream.
@@ -7,39 +7,14 @@ not, nothing was written. On a GPU it returns ``True`` and works on the caller's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
-__all__ = ["append", "compact_columns", "compact_rows", "compact_table", "describe", "gather", "obstacle", "reserve", "rollback"]
+from ..compiled import module as _C
 
-try:
-    _C: ModuleType | None = import_module("sjd2_kernels._C")
-except ImportError as error:
-    _C = None
-    # setup.py leaves this note where it could not build the module.
-    _note = Path(__file__).parents[1] / "_C_not_built.txt"
-    _missing = _note.read_text().strip() if _note.is_file() else str(error)
+__all__ = ["append", "compact_columns", "compact_rows", "compact_table", "gather", "reserve", "rollback"]
 
 Columns = tuple[int, ...]
-
-
-def obstacle(device_type: str) -> str | None:
-    """Why the native back-end cannot run on a device of this type, ``None`` if it can."""
-    if _C is None:
-        return f"sjd2_kernels._C is not there: {_missing}"
-    if device_type == "cuda":
-        return None if _C.cuda_version else "sjd2_kernels._C was built without CUDA (SJD2_CUDA=1 demands it)"
-    return None if device_type == "cpu" else f"it has no code for {device_type}"
-
-
-def describe() -> str:
-    """One line for ``sjd2 info``."""
-    if _C is None:
-        return f"not built: {_missing}"
-    return f"{_C.compiler}, " + (f"CUDA {_C.cuda_version} for {_C.cuda_architectures}" if _C.cuda_version else "no CUDA")
 
 
 def _vector(tensor: torch.Tensor) -> Columns:

@@ -6,7 +6,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..fused import fused_backends
+from ..compiled import sampling_backends
 from ..processing import LogitsProcessing, log_probabilities, row_statistics, scaled_logits
 from ..random import Purpose, gumbel_noise, uniforms
 from .inverse_cdf import inverse_cdf
@@ -63,6 +63,10 @@ def _sample(
         from ..fused import launch  # imports Triton, which need not be installed
 
         run = launch.sample_fused
+    elif backend == "cpp":
+        from ..compiled import sampling  # which itself needs the records of this package
+
+        run = sampling.sample_compiled
     return run(logits, logits_uncond, processing, seeds=seeds, iteration=iteration, position=position, purpose=Purpose(purpose))
 
 
@@ -154,5 +158,5 @@ def sample(
         iteration,
         position,
         int(purpose),
-        resolve_backend("sample", backend, fused_backends(logits)),
+        resolve_backend("sample", backend, sampling_backends(logits)),
     )

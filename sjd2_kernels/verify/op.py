@@ -9,7 +9,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..fused import fused_backends
+from ..compiled import sampling_backends
 from ..processing import LogitsProcessing, RowStatistics
 from .records import LastForward, Rule, Verification
 from .reference import verify_reference
@@ -67,6 +67,10 @@ def _verify(
         from ..fused import launch  # imports Triton, which need not be installed
 
         run = launch.verify_fused
+    elif backend == "cpp":
+        from ..compiled import sampling  # which itself needs the records of this package
+
+        run = sampling.verify_compiled
     tokens, kept, committed, statistics, invalid = run(
         logits,
         logits_uncond,
@@ -143,8 +147,9 @@ def verify(
         position: int64 ``[B]``: absolute position of slot 0.
         keep_ratio: τ of ``Rule.KEEP_RATIO``.
         end_id: an id after which nothing is committed, −1 for none.
-        backend: ``torch`` (the definition), ``triton`` (fused kernels: nothing of size ``[B, W, V]`` is made) or ``None`` for the default:
-            ``triton`` on GPU tensors, ``torch`` elsewhere and for float64 logits.
+        backend: ``torch`` (the definition), ``triton`` (fused kernels for GPUs), ``cpp`` (C++ for CPUs; neither of the two makes anything of
+            size ``[B, W, V]``) or ``None`` for the default: ``triton`` on a GPU and ``cpp`` on a CPU where they can run, ``torch`` for float64
+            logits.
 
     Raises:
         ValueError: an unknown rule or back-end, or a shape that does not fit.
@@ -198,7 +203,7 @@ def verify(
             check_shape("last.logits_uncond", last.logits_uncond, logits.shape)
         elif processing.uses_guidance:
             raise ValueError(f"last.logits_uncond: expected shape {tuple(logits.shape)}, because guidance_scale is not 1, got None")
-    chosen = resolve_backend("verify", backend, fused_backends(logits, *(() if last is None else (last.logits,))))
+    chosen = resolve_backend("verify", backend, sampling_backends(logits, *(() if last is None else (last.logits,))))
     statistics = (None, None, None) if last is None else tuple(last.statistics)
     tokens, kept, committed, threshold, cut, logsumexp, invalid = torch.ops.sjd2.verify(
         logits,

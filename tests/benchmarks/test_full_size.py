@@ -36,9 +36,31 @@ def test_every_window_and_batch_is_timed(tmp_path, monkeypatch, build, start):
     monkeypatch.setitem(full_size.FAMILIES, "small", build)
     monkeypatch.setitem(full_size.MODELS, "small", start)
     path = tmp_path / "full_size.json"
-    arguments = ["--models", "small", "--windows", "1", "4", "--batches", "1", "2", "--iterations", "3", "--repeats", "1", "--device", "cpu"]
+    arguments = [
+        "--models",
+        "small",
+        "--windows",
+        "1",
+        "4",
+        "--batches",
+        "1",
+        "2",
+        "--iterations",
+        "3",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--end-to-end",
+        "4",
+    ]
     full_size.main([*arguments, "-o", str(path)])
-    rows = json.loads(path.read_text())["rows"]
+    *rows, ar, four = json.loads(path.read_text())["rows"]
+    assert ar["forwards"] == ar["tokens"]
+    assert four["tokens"] / 4 <= four["forwards"] <= four["tokens"] / 4 + 1
+    assert ar["end_to_end"] == 1
+    assert four["end_to_end"] == 4
+    assert ["published_milliseconds" in row for row in rows] == [build is emu3, build is emu3, False, False]
     assert [(row["batch"], row["window"]) for row in rows] == [(1, 1), (1, 4), (2, 1), (2, 4)]
     for row in rows:
         assert 0 < row["forward_milliseconds"] < row["milliseconds"]

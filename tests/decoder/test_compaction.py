@@ -10,11 +10,11 @@ from sjd2.decoding import PRESETS, TokenLayout, decode, resolve_preset
 from sjd2.decoding.compaction import _kept_rows
 from sjd2_kernels import LogitsProcessing
 from sjd2_kernels.backends import use_backend
-from sjd2_kernels.kv_cache import native
+from sjd2_kernels.compiled import obstacle
 from support.llama import random_llama, random_prompt, sliced
 
 LENGTHS = [24, 3, 11, 18, 5, 24, 7]
-BACKENDS = ["torch", *(["native"] if native.obstacle("cpu") is None else [])]
+BACKENDS = ["torch", *(["native"] if obstacle("cpu") is None else [])]
 
 
 class Watched:

@@ -8,47 +8,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sjd2_kernels import Purpose, sample
-from support.fused import random_window, to
-from support.margins import TOLERANCE, sample_margin
+from support.fused import compare_sample, random_window, some_slots, to
 from support.windows import windows
 
 PURPOSES = [Purpose.DRAFT, Purpose.GUMBEL]
-
-
-def compare(logits, uncond, processing, arguments, device, excused: int = 1) -> torch.Tensor:
-    wanted = sample(logits, uncond, processing, backend="torch", **arguments)
-    moved = [to(value, device) for value in (logits, uncond, processing)]
-    got = sample(*moved, backend="triton", **{name: to(value, device) for name, value in arguments.items()}).cpu()
-    differs = got != wanted
-    margin = sample_margin(logits, uncond, processing, **arguments).expand_as(differs)
-    assert not (differs & ~(margin < TOLERANCE)).any(), f"ids differ at margins {margin[differs].tolist()}"
-    assert int(differs.sum()) <= excused
-    return got
-
-
-def slots(batch: int, window: int) -> dict:
-    return {
-        "seeds": torch.arange(batch) * 2**40 - 1,
-        "iteration": torch.arange(batch) + 3,
-        "position": torch.arange(batch)[:, None] * 100 + torch.arange(window),
-    }
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize("vocab", [1, 97, 1000, 2500])
 def test_ids_are_those_of_the_definition(purpose, vocab, device, launches):
     logits, uncond, processing, _ = random_window(3, 40, vocab, dtype=torch.bfloat16, guided=True, top_k=[0, 30, 1], temperature=[1, 0.5, 2])
-    compare(logits, uncond, processing, slots(3, 40) | {"purpose": purpose}, device)
+    compare_sample(logits, uncond, processing, some_slots(3, 40) | {"purpose": purpose}, device)
     assert [name for name, *_ in launches] == ["row_statistics_kernel", "draw_kernel"]
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize("split", [False, True])
-def test_one_row_of_logits_serves_many_slots(purpose, split, device, launches, request):
+def test_one_row_of_logits_serves_many_some_slots(purpose, split, device, launches, request):
     if split:
         request.getfixturevalue("small_splits")
     logits, uncond, processing, _ = random_window(2, 1, 700, top_k=20)
-    got = compare(logits, uncond, processing, slots(2, 9) | {"purpose": purpose}, device)
+    got = compare_sample(logits, uncond, processing, some_slots(2, 9) | {"purpose": purpose}, device)
     assert got.shape == (2, 9)
     assert got.unique().numel() > 2
     statistics = launches[0]
@@ -58,7 +38,7 @@ def test_one_row_of_logits_serves_many_slots(purpose, split, device, launches, r
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_large_vocabulary(purpose, device):
     logits, uncond, processing, _ = random_window(1, 1, 65_537, dtype=torch.float16, top_k=1000)
-    compare(logits, uncond, processing, slots(1, 1) | {"purpose": purpose}, device)
+    compare_sample(logits, uncond, processing, some_slots(1, 1) | {"purpose": purpose}, device)
 
 
 @settings(max_examples=settings.default.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,10 +47,11 @@ def test_whatever_the_shapes_dtypes_and_settings(device, case, purpose):
     logits, uncond, processing, arguments = case
     position = arguments["position"][:, None] + torch.arange(logits.shape[1])
     settings_ = {"seeds": arguments["seeds"], "iteration": arguments["iteration"], "position": position, "purpose": purpose}
-    compare(logits, uncond, processing, settings_, device, excused=position.numel())
+    compare_sample(logits, uncond, processing, settings_, device, excused=position.numel())
 
 
 def test_no_rows_give_no_ids(device):
     logits, uncond, processing, _ = random_window(1, 1, 7)
-    empty = sample(to(logits[:, :0], device), uncond, to(processing, device), backend="triton", **{k: to(v, device) for k, v in slots(1, 0).items()})
+    slots = {name: to(value, device) for name, value in some_slots(1, 0).items()}
+    empty = sample(to(logits[:, :0], device), uncond, to(processing, device), backend="triton", **slots)
     assert empty.shape == (1, 0)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sjd2_kernels
-from sjd2_kernels.kv_cache import native
+from sjd2_kernels.compiled import obstacle
 from support import kv_cases as cases
 
 OPS = {
@@ -27,7 +27,7 @@ OPS = {
     "paged_kv_compact_columns": cases.paged_column_compactions(),
 }
 
-needs_native = pytest.mark.skipif(native.obstacle("cpu") is not None, reason=f"{native.obstacle('cpu')}")
+needs_native = pytest.mark.skipif(obstacle("cpu") is not None, reason=f"{obstacle('cpu')}")
 
 
 @needs_native

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sjd2_kernels
-from sjd2_kernels.kv_cache import native, reference
+from sjd2_kernels.compiled import obstacle
+from sjd2_kernels.kv_cache import reference
 from support import kv_cases as cases
 
 from .test_against_definition import OPS
 from .test_errors import arguments
 
-_missing = "no GPU here" if not torch.cuda.is_available() else native.obstacle("cuda")
+_missing = "no GPU here" if not torch.cuda.is_available() else obstacle("cuda")
 needs_gpu = pytest.mark.skipif(_missing is not None, reason=f"{_missing}")
 
 

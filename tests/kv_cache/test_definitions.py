@@ -19,10 +19,10 @@ from sjd2_kernels import (
     paged_kv_rollback,
     paged_kv_tables,
 )
-from sjd2_kernels.kv_cache import native
+from sjd2_kernels.compiled import obstacle
 from support import kv_cases as cases
 
-BACKENDS = ["torch", *(["native"] if native.obstacle("cpu") is None else [])]
+BACKENDS = ["torch", *(["native"] if obstacle("cpu") is None else [])]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sjd2_kernels
-from sjd2_kernels.kv_cache import native
+from sjd2_kernels.compiled import obstacle
 
-BACKENDS = ["torch", *(["native"] if native.obstacle("cpu") is None else [])]
+BACKENDS = ["torch", *(["native"] if obstacle("cpu") is None else [])]
 
 
 def long(*values) -> torch.Tensor:

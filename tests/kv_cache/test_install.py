@@ -34,7 +34,7 @@ def test_without_a_compiler_the_package_is_installed_with_a_note_and_works_throu
     target = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(target)
     code = (
-        "import torch, sjd2_kernels; from sjd2_kernels.kv_cache.native import describe; print(sjd2_kernels.__path__[0]); print(describe());"
+        "import torch, sjd2_kernels; from sjd2_kernels.compiled import describe; print(sjd2_kernels.__path__[0]); print(describe());"
         "cache = torch.zeros(1, 1, 4, 1); sjd2_kernels.kv_append(cache, cache.clone(), cache + 1, cache + 1, torch.tensor([0])); print(cache.sum())"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(target)}, cwd=tmp_path, capture_output=True, text=True)

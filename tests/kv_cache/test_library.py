@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import sjd2_kernels
+from sjd2_kernels import compiled
 from sjd2_kernels.backends import use_backend
-from sjd2_kernels.kv_cache import native, reference
+from sjd2_kernels.kv_cache import reference
 from support import kv_cases as cases
 
 from .test_errors import BACKENDS, NAMES, arguments
 
-needs_native = pytest.mark.skipif(native.obstacle("cpu") is not None, reason=f"{native.obstacle('cpu')}")
+needs_native = pytest.mark.skipif(compiled.obstacle("cpu") is not None, reason=f"{compiled.obstacle('cpu')}")
 
 
 @needs_native
@@ -63,7 +64,7 @@ def test_native_runs_unless_another_is_asked_for(monkeypatch):
     ran = []
     monkeypatch.setattr(reference, "append", None)
     call = arguments("kv_append")
-    C = native._C  # noqa: N806
+    C = compiled.module  # noqa: N806
     append = C.cpu_append
     monkeypatch.setattr(C, "cpu_append", lambda *operands: ran.append("native") or append(*operands))
     sjd2_kernels.kv_append(**call)
@@ -75,9 +76,9 @@ def test_native_runs_unless_another_is_asked_for(monkeypatch):
 
 
 def test_a_missing_module_is_said_to_be_missing(monkeypatch):
-    monkeypatch.setattr(native, "_C", None)
-    monkeypatch.setattr(native, "_missing", "compile failed: no compiler", raising=False)
-    assert native.describe() == "not built: compile failed: no compiler"
+    monkeypatch.setattr(compiled, "module", None)
+    monkeypatch.setattr(compiled, "_missing", "compile failed: no compiler", raising=False)
+    assert compiled.describe() == "not built: compile failed: no compiler"
     with pytest.raises(RuntimeError, match=r"kv_append cannot run on 'native' here: sjd2_kernels._C is not there: compile failed: no compiler"):
         sjd2_kernels.kv_append(**arguments("kv_append"), backend="native")
     call = arguments("kv_append")

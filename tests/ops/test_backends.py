@@ -30,7 +30,7 @@ def test_a_name_holds_for_the_call_or_for_every_op_that_has_it():
 
 
 def test_errors_say_what_there_is_and_what_is_missing():
-    with pytest.raises(ValueError, match="backend: expected one of auto, torch, triton, native, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend: expected one of auto, torch, triton, cpp, native, got 'cuda'"):
         set_backend("cuda")
     with pytest.raises(ValueError, match="backend: op has torch, got 'native'"):
         resolve_backend("op", "native", {"torch": None})

@@ -1,13 +1,13 @@
-"""Calls of ``verify`` on both back-ends, and what may differ between them."""
+"""Calls of ``verify`` and ``sample`` on a back-end and on the definition, and what may differ between them."""
 
 from __future__ import annotations
 
 import torch
 
-from sjd2_kernels import LastForward, LogitsProcessing, Rule, Verification, verify
+from sjd2_kernels import LastForward, LogitsProcessing, Rule, Verification, sample, verify
 from sjd2_kernels.processing import row_statistics, scaled_logits
 
-from .margins import TOLERANCE, nucleus_margin, verify_margin
+from .margins import TOLERANCE, nucleus_margin, sample_margin, verify_margin
 
 
 def to(value, device):
@@ -72,12 +72,12 @@ def random_window(
     return now, now_uncond, processing, arguments
 
 
-def compare_verify(case, rule: Rule, device, *, excused_share: float | None = 0.01) -> Verification:
-    """Run both back-ends; every difference must be a matter of rounding, and those few. Returns the Triton result."""
+def compare_verify(case, rule: Rule, device, *, backend="triton", excused_share: float | None = 0.01) -> Verification:
+    """Run the definition and ``backend``; every difference must be a matter of rounding, and those few. Returns the back-end's result."""
     logits, uncond, processing, arguments = case
     wanted = verify(logits, uncond, processing, rule=rule, backend="torch", **arguments)
     moved = [to(value, device) for value in case[:3]]
-    got = verify(*moved, rule=rule, backend="triton", **{name: to(value, device) for name, value in arguments.items()})
+    got = verify(*moved, rule=rule, backend=backend, **{name: to(value, device) for name, value in arguments.items()})
     got = Verification(
         got.tokens.cpu(), got.kept.cpu(), got.committed.cpu(), type(got.statistics)(*(v.cpu() for v in got.statistics)), got.invalid.cpu()
     )
@@ -96,3 +96,24 @@ def compare_verify(case, rule: Rule, device, *, excused_share: float | None = 0.
     assert torch.equal(got.committed[same], wanted.committed[same])
     assert torch.equal(got.invalid, wanted.invalid)
     return got
+
+
+def compare_sample(logits, uncond, processing, arguments, device, *, backend="triton", excused: int = 1) -> torch.Tensor:
+    """Run the definition and ``backend``; ids may differ in ``excused`` slots, where rounding decides. Returns the back-end's ids."""
+    wanted = sample(logits, uncond, processing, backend="torch", **arguments)
+    moved = [to(value, device) for value in (logits, uncond, processing)]
+    got = sample(*moved, backend=backend, **{name: to(value, device) for name, value in arguments.items()}).cpu()
+    differs = got != wanted
+    margin = sample_margin(logits, uncond, processing, **arguments).expand_as(differs)
+    assert not (differs & ~(margin < TOLERANCE)).any(), f"ids differ at margins {margin[differs].tolist()}"
+    assert int(differs.sum()) <= excused
+    return got
+
+
+def some_slots(batch: int, window: int) -> dict:
+    """Seeds, iterations and positions of ``sample``."""
+    return {
+        "seeds": torch.arange(batch) * 2**40 - 1,
+        "iteration": torch.arange(batch) + 3,
+        "position": torch.arange(batch)[:, None] * 100 + torch.arange(window),
+    }

@@ -23,6 +23,7 @@ class TableModel:
     """``DecodableModel`` with ``tables`` random AR laws over ``vocab_size`` ids and up to ``count`` tokens."""
 
     position_limit = None
+    column_bytes = input_bytes = item_bytes = 8
 
     def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5, device: str = "cpu"):
         self.vocab_size, self.count = vocab_size, count

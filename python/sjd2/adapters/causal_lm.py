@@ -16,7 +16,14 @@ from ..denoising import Denoising
 from .base import ImageRequest
 from .refusals import check_config, check_placement
 
-__all__ = ["SlicedCausalLM"]
+__all__ = ["SlicedCausalLM", "column_bytes"]
+
+
+def column_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one column of one model row, all layers; a pair per attention head where a configuration does not say how many share one."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
 
 
 class SlicedCausalLM:
@@ -90,6 +97,23 @@ class SlicedCausalLM:
     def position_limit(self) -> int | None:
         """See ``DecodableModel.position_limit``."""
         return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
+    def item_bytes(self) -> int:
+        """See ``DecodableModel.item_bytes``."""
+        return self.dtype.itemsize
+
+    @property
+    def column_bytes(self) -> int:
+        """See ``DecodableModel.column_bytes``."""
+        return column_bytes(self.text_config, self.dtype)
+
+    @property
+    def input_bytes(self) -> int:
+        """See ``DecodableModel.input_bytes``: residual, attention and the two halves of the largest projection."""
+        config = self.text_config
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return (8 * config.hidden_size + 3 * inner) * self.item_bytes
 
     @property
     def missing_decoder(self) -> str | None:

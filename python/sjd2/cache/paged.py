@@ -67,7 +67,7 @@ class PagedLayer(RaggedLayer):
         paged_kv_append(*pools, key_states, value_states, rows.block_table, rows.lengths, overflow=rows.overflow)
         dense = rows.gather_into(key_states, value_states)
         paged_kv_gather(*dense, *pools, rows.block_table, rows.lengths + window, overflow=rows.overflow)
-        return dense
+        return dense[0][:, :, : rows.extent], dense[1][:, :, : rows.extent]
 
     def keep(self, count: int) -> None:
         """Pools have no rows."""
@@ -106,6 +106,21 @@ class PagedCache(RaggedCache):
         """See :meth:`RaggedCache.compact`; no column moves."""
         paged_kv_compact(self._rows.block_table, self._rows.free_list, self.lengths, rows)
         self._keep(rows)
+
+    def admit(self, rows: torch.Tensor, other: RaggedCache) -> None:
+        """See :meth:`RaggedCache.admit`; what the rows held goes back to the pool first."""
+        own = self._rows
+        emptied = own.lengths.index_fill(0, rows, 0)
+        paged_kv_rollback(own.block_table, own.free_list, own.lengths, emptied, page_size=own.page_size)
+        table, lengths, overflow = own.block_table[rows], torch.zeros_like(other.lengths), other.overflow
+        columns = other.capacity
+        paged_kv_reserve(table, own.free_list, lengths, columns, page_size=own.page_size, overflow=overflow)
+        for layer, its in zip(self._layers, other._layers, strict=True):
+            if its.is_initialized:
+                paged_kv_append(layer.keys, layer.values, its.keys, its.values, table, lengths, overflow=overflow)
+        paged_kv_rollback(table, own.free_list, lengths, other.lengths, page_size=own.page_size, window=columns)
+        own.block_table[rows] = table
+        self._take_over(rows, other)
 
     def reset(self) -> None:
         """Forget everything: all pages are free."""

@@ -18,7 +18,7 @@ class Rows:
     def __init__(self, rows: int, capacity: int, device: torch.device | str):
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.overflow = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.capacity = capacity
+        self.capacity = self.extent = capacity
 
     def keep(self, count: int) -> None:
         """Forget the rows from ``count`` on."""
@@ -67,7 +67,14 @@ class RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         kv_append(self.keys, self.values, key_states, value_states, self.rows.lengths, overflow=self.rows.overflow)
-        return self.keys, self.values
+        extent = self.rows.extent
+        return self.keys[:, :, :extent], self.values[:, :, :extent]
+
+    def admit(self, rows: torch.Tensor, other: RaggedLayer) -> None:
+        """Let ``rows`` begin with the columns of ``other``."""
+        if other.is_initialized:
+            columns = other.keys.shape[2]
+            self.keys[rows, :, :columns], self.values[rows, :, :columns] = other.keys, other.values
 
     def keep(self, count: int) -> None:
         """Forget the rows from ``count`` on."""
@@ -75,7 +82,7 @@ class RaggedLayer(CacheLayerMixin):
             self.keys, self.values = self.keys[:count], self.values[:count]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.rows.capacity, 0
+        return self.rows.extent, 0
 
     def get_seq_length(self) -> int:
         # Rows differ, so there is no one length; the decoder passes positions and masks and nothing asks for it.
@@ -135,9 +142,18 @@ class RaggedCache(Cache):
         """See the class."""
         return self._rows.overflow
 
+    @property
+    def extent(self) -> int:
+        """Columns that the next forward sees, those that it writes included: all there are, or fewer if no row has more that are valid."""
+        return self._rows.extent
+
+    @extent.setter
+    def extent(self, columns: int) -> None:
+        self._rows.extent = min(columns, self.capacity)
+
     def begin_image(self, starts: torch.Tensor, count: int, places: torch.Tensor | None) -> None:
         """Tell that images of ``count`` tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""
-        self.starts, self.count, self.places = starts, count, places
+        self.starts, self.count, self.places = starts.clone(), count, places
 
     def commit(self, counts: torch.Tensor) -> None:
         """Make the first ``counts[r]`` (int64 ``[R]``) columns of the last forward valid; the others are rolled back."""
@@ -148,6 +164,17 @@ class RaggedCache(Cache):
         buffers = [buffer for layer in self._layers if layer.is_initialized for buffer in (layer.keys, layer.values)]
         kv_compact(buffers, self.lengths, rows)
         self._keep(rows)
+
+    def admit(self, rows: torch.Tensor, other: RaggedCache) -> None:
+        """Let ``rows`` (int64 ``[R']``) forget what they hold and take up the columns of a cache of R' rows, all of them dense, and its images."""
+        for layer, its in zip(self._layers, other._layers, strict=True):
+            layer.admit(rows, its)
+        self._take_over(rows, other)
+
+    def _take_over(self, rows: torch.Tensor, other: RaggedCache) -> None:
+        self.lengths[rows], self.overflow[rows] = other.lengths, other.overflow
+        if self.starts is not None and other.starts is not None:
+            self.starts[rows] = other.starts
 
     def _keep(self, rows: torch.Tensor) -> None:
         self._rows.overflow = self._rows.overflow[rows]
@@ -179,7 +206,7 @@ class RaggedCache(Cache):
         only by the inputs of its level.
         """
         ahead = torch.arange(inputs, device=self.lengths.device)
-        column = (torch.arange(self.capacity, device=self.lengths.device) - self.lengths[:, None])[:, None]  # counted from the first new input
+        column = (torch.arange(self.extent, device=self.lengths.device) - self.lengths[:, None])[:, None]  # counted from the first new input
         visible = column <= ahead[:, None]
         if self.levels is not None:
             window = self.levels.shape[1]

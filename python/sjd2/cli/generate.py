@@ -38,7 +38,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--method", default="mc-sjd", metavar="M", help="see below (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next one's is one higher (default: 0)")
     parser.add_argument("--num-images", type=int, default=1, metavar="B", help="pictures of every prompt (default: 1)")
-    parser.add_argument("--window", type=int, metavar="W", help="drafts per forward (default: the method's)")
+    parser.add_argument(
+        "--window", type=_window, metavar="W", help="drafts per forward (default: the method's); auto: what proves fastest over the first pictures"
+    )
     parser.add_argument("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ (default: 0.3)")
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
@@ -59,6 +61,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="write prompt, method, seed, tokens and figures of every picture")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no report")
     parser.set_defaults(run=run)
+
+
+def _window(value: str) -> int | str:
+    return value if value == "auto" else int(value)
+
+
+_window.__name__ = "whole number, or auto,"  # what argparse calls a value that is neither
 
 
 def run(options: argparse.Namespace) -> int:

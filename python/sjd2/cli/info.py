@@ -12,8 +12,8 @@ import torch
 
 import sjd2_kernels
 from sjd2_kernels.backends import resolve_backend
+from sjd2_kernels.compiled import describe, obstacle, sampling_backends
 from sjd2_kernels.fused import fused_backends
-from sjd2_kernels.kv_cache.native import describe, obstacle
 
 __all__ = ["add_parser", "collect"]
 
@@ -48,8 +48,10 @@ def collect() -> dict[str, str]:
     facts["platform"] = platform.platform()
     facts["installed at"] = str(sjd2_kernels.__path__[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # `verify` speaks for `sample` and `denoise`.
-    facts["verify"] = _backends("verify", fused_backends(torch.empty(0, device=device)))
+    like = torch.empty(0, device=device)
+    # `verify` speaks for `sample`.
+    facts["verify"] = _backends("verify", sampling_backends(like))
+    facts["denoise"] = _backends("denoise", fused_backends(like))
     facts["kv cache"] = _backends("kv_append", {"native": obstacle(device), "torch": None})
     facts["native code"] = describe()
     facts["cpu threads"] = str(torch.get_num_threads())

@@ -41,6 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     # RuntimeError: how PyTorch reports, out of memory among others. ImportError: an extra that is not installed.
-    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1

@@ -1,10 +1,10 @@
 """The decode loop: one loop for every method."""
 
 from .layout import TokenLayout
-from .loop import DecodeResult, decode
 from .model import DecodableModel, Prompt
 from .presets import INITIALISATIONS, PRESETS, Preset, resolve_preset
 from .rules import Rules
+from .run import DecodeResult, decode
 from .statistics import Progress, RowReport
 
 __all__ = [

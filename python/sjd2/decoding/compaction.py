@@ -6,57 +6,13 @@ Finished rows fill up to the next size. A row's tokens do not depend on its mate
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-
 import torch
 
-from sjd2_kernels import LastForward, RowStatistics
-
 from ..cache import RaggedCache
-from ..denoising.window import NoisyWindow
+from .ledger import Ledger
 from .state import Plan, WindowState
 
-__all__ = ["Ledger", "compact"]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What is reported of the rows."""
-
-    tokens: torch.Tensor
-    committed: torch.Tensor
-    iteration: torch.Tensor
-    accepted: torch.Tensor
-    drafts: torch.Tensor
-
-
-class Ledger:
-    """Which rows of the run the state holds, and what became of all of them.
-
-    Attributes:
-        rows: number, in the order of the prompts, of each row of the state.
-    """
-
-    def __init__(self, batch: int):
-        self.rows = list(range(batch))
-        self._all: _Outcome | None = None  # until rows leave, the state holds all of them
-        self._index: torch.Tensor | None = None
-
-    def outcome(self, state: WindowState) -> _Outcome:
-        """Of all rows of the run, in the order of the prompts."""
-        current = _Outcome(state.tokens, state.committed, state.iteration, state.accepted, state.drafts)
-        if self._all is None or self._index is None:
-            return current
-        for field in fields(_Outcome):
-            getattr(self._all, field.name).index_copy_(0, self._index, getattr(current, field.name))
-        return self._all
-
-    def keep(self, state: WindowState, rows: torch.Tensor) -> None:
-        """Write down ``state``, of which only ``rows`` will remain."""
-        outcome = self.outcome(state)
-        self._all = _Outcome(**{field.name: getattr(outcome, field.name).clone() for field in fields(_Outcome)}) if self._all is None else outcome
-        self._index = rows if self._index is None else self._index[rows]
-        self.rows = self._index.tolist()
+__all__ = ["compact"]
 
 
 def _kept_rows(remaining: list[int]) -> list[int] | None:
@@ -70,24 +26,13 @@ def _kept_rows(remaining: list[int]) -> list[int] | None:
     return [row for row in range(len(remaining)) if row not in dropped]
 
 
-def _select_last(last: LastForward | None, rows: torch.Tensor) -> LastForward | None:
-    if last is None:
-        return None
-    uncond = None if last.logits_uncond is None else last.logits_uncond[rows]
-    return LastForward(last.logits[rows], uncond, RowStatistics(*(values[rows] for values in last.statistics)))
-
-
-def compact(plan: Plan, state: WindowState, cache: RaggedCache, ledger: Ledger, remaining: list[int]) -> tuple[Plan, WindowState]:
-    """Plan and state of the rows that go on, given every row's ``remaining`` tokens as the host saw them."""
+def compact(whole: Plan, plan: Plan, state: WindowState, cache: RaggedCache, ledger: Ledger, remaining: list[int]) -> tuple[Plan, WindowState]:
+    """Plan and state of the rows that go on, given every row's ``remaining`` tokens as the host saw them; ``whole`` is the plan of all rows."""
     kept = _kept_rows(remaining)
     if kept is None:
         return plan, state
     rows = torch.tensor(kept, device=state.tokens.device)
-    model_rows = torch.cat([rows, rows + len(remaining)]) if plan.guided else rows
-    ledger.keep(state, rows)
+    model_rows = plan.model_rows(rows, len(remaining))
+    ledger.keep(state, kept)
     cache.compact(model_rows)
-    plan = replace(plan, layout=plan.layout.select(rows), processing=plan.processing.select(rows), seeds=plan.seeds[rows])
-    per_row = ("tokens", "committed", "remaining", "drafts", "q_row", "forced", "iteration", "accepted", "invalid")
-    selected = {name: getattr(state, name)[rows] for name in per_row}
-    noise = None if state.noise is None else NoisyWindow(state.noise.levels[rows], state.noise.embeds[rows])
-    return plan, replace(state, **selected, tail=state.tail[model_rows], last=_select_last(state.last, rows), noise=noise)
+    return whole.select(ledger.index), state.select(rows, model_rows)

@@ -1,4 +1,4 @@
-"""The decode loop. Every method runs through it: forward, update, commit, advance, cache.
+"""One iteration of the decode loop. Every method runs through it: forward, update, commit, advance, cache.
 
     inputs   c_last, x_1 … x_{W−1}           (c_last: the newest committed token)
     forward  p_1 … p_W
@@ -9,41 +9,23 @@
 
 With denoising (SJD2) the slots behind a clean front are fed as noisy embeddings, which only their right neighbours see; see ``sjd2.denoising``.
 
-State is a handful of device tensors; one iteration decides nothing on the host, which only looks now and then whether all rows
-are done, and then lets finished rows leave. Rows never wait for each other.
+State is a handful of device tensors, and an iteration decides nothing on the host; ``run.py`` does, now and then. Rows never wait for
+each other.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
 
 import torch
 
-from sjd2_kernels import LastForward, LogitsProcessing, Verification, verify
+from sjd2_kernels import LastForward, Verification, verify
 
-from ..cache import RaggedCache, resolve_cache
-from ..denoising.window import Denoiser
-from .compaction import Ledger
-from .compaction import compact as compact_rows
+from ..cache import RaggedCache
 from .initialisation import fresh_drafts
-from .layout import TokenLayout
-from .model import DecodableModel, Prompt
-from .presets import Preset
-from .rules import Rules
-from .state import Plan, WindowState, begin, per_model_row, slots
-from .statistics import Progress, RowReport, Stopwatch
+from .state import Plan, WindowState, per_model_row, slots
 
-__all__ = ["DecodeResult", "decode"]
-
-
-@dataclass(frozen=True)
-class DecodeResult:
-    """``tokens`` int64 ``[B, N]`` in slice ids (0 past a row's end), and a report per row."""
-
-    tokens: torch.Tensor
-    rows: list[RowReport]
+__all__ = ["iterate"]
 
 
 def _forward(plan: Plan, state: WindowState, cache: RaggedCache) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -105,7 +87,7 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
     cache.commit(per_model_row(count, plan))
 
 
-def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> None:
+def iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: AbstractContextManager) -> None:
     """One iteration of the module's scheme."""
     with stopwatch:
         logits, logits_uncond = _forward(plan, state, cache)
@@ -134,129 +116,3 @@ def _iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stop
     _advance(plan, state, cache, LastForward(logits, logits_uncond, result.statistics), result)
     if plan.rules is not None:
         state.remaining = state.remaining.masked_fill(plan.rules.stopped(state), 0)
-
-
-def _iterations(limit: int, poll_every: int) -> Iterator[tuple[int, bool]]:
-    """Iteration numbers from 1, each with whether the host looks at the state after it."""
-    for iteration in range(1, limit + 1):
-        yield iteration, iteration % poll_every == 0 or iteration == limit
-
-
-def _look(state: WindowState, cache: RaggedCache, ledger: Ledger, iteration: int) -> list[int]:
-    """Tokens still to come per row; waits for the device.
-
-    Raises:
-        FloatingPointError: logits that nothing can be drawn from.
-        RuntimeError: a row outgrew the cache.
-    """
-    no_room = cache.overflow.view(-1, len(state.remaining)).any(0)
-    remaining, invalid, full = torch.stack([state.remaining, state.invalid.long(), no_room.long()]).tolist()
-    if any(full):
-        raise RuntimeError(f"cache: expected room for every row's window, got none for row {ledger.rows[full.index(1)]} by iteration {iteration}")
-    if any(invalid):
-        raise FloatingPointError(
-            f"logits: expected finite values and at least one id that may be drawn, got NaN, +inf or a fully masked "
-            f"distribution in row {ledger.rows[invalid.index(1)]} within iteration {iteration}"
-        )
-    return remaining
-
-
-def _run(plan: Plan, prompt: Prompt, callback: Callable[[Progress], None] | None, poll_every: int) -> DecodeResult:
-    """Iterate until every row is finished."""
-    batch, count = plan.layout.forced.shape
-    totals = plan.layout.lengths
-    started = time.perf_counter()
-    stopwatch = Stopwatch(plan.seeds.device)
-    finished_at: dict[int, tuple[float, float]] = {}
-    state, cache = begin(plan, prompt, stopwatch)
-    ledger = Ledger(batch)
-    for iteration, look in _iterations(count, poll_every):
-        _iterate(plan, state, cache, stopwatch)
-        if callback is not None:
-            rows = ledger.outcome(state)
-            callback(Progress(iteration, rows.committed, totals, rows.tokens[:, :count], rows.drafts))
-        if look:
-            remaining = _look(state, cache, ledger, iteration)
-            now = time.perf_counter() - started, stopwatch.seconds()
-            for row, left in zip(ledger.rows, remaining, strict=True):
-                if left == 0:
-                    finished_at.setdefault(row, now)
-            if len(finished_at) == batch:
-                break
-            if plan.compact:
-                plan, state = compact_rows(plan, state, cache, ledger, remaining)
-    rows = ledger.outcome(state)
-    tokens, forwards, accepted = torch.stack([rows.committed, rows.iteration, rows.accepted]).tolist()
-    return DecodeResult(
-        tokens=rows.tokens[:, :count],
-        rows=[RowReport(tokens[row], forwards[row], accepted[row], *finished_at[row]) for row in range(batch)],
-    )
-
-
-def decode(
-    model: DecodableModel,
-    prompt: Prompt,
-    layout: TokenLayout,
-    processing: LogitsProcessing,
-    preset: Preset,
-    seeds: torch.Tensor,
-    *,
-    callback: Callable[[Progress], None] | None = None,
-    poll_every: int | None = None,
-    cache: str = "ragged",
-    compact: bool = True,
-    rules: Rules | None = None,
-) -> DecodeResult:
-    """Decode the image tokens of B rows.
-
-    Args:
-        model: what the adapter made of a Hugging Face model.
-        prompt: B model rows, or 2B with guidance.
-        layout: of the B token sequences.
-        processing: sampling parameters of the B rows.
-        preset: the method.
-        seeds: int64 ``[B]``: with the method's settings and the row's own prompt a seed determines the row's tokens.
-        callback: called after every iteration with the :class:`Progress`.
-        poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
-        cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
-        compact: let finished rows leave the batch where the host looks. The tokens are the same.
-        rules: what else decides what is drawn and where rows end.
-
-    Raises:
-        ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` below 1, an unknown cache.
-        FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
-        RuntimeError: the cache had no room for a row's window (its adapter made it too small).
-    """
-    batch, count = layout.forced.shape
-    rows = len(prompt.embeds)
-    if rows not in (batch, 2 * batch):
-        raise ValueError(f"prompt: expected {batch} rows, or {2 * batch} with guidance, got {rows}")
-    if seeds.shape != (batch,):
-        raise ValueError(f"seeds: expected shape ({batch},), got {tuple(seeds.shape)}")
-    if int(layout.lengths.max()) > count:
-        raise ValueError(f"layout.lengths: expected at most {count} (the width of layout.forced), got {int(layout.lengths.max())}")
-    if rows == batch and processing.uses_guidance:
-        raise ValueError(f"prompt: guidance needs {2 * batch} rows, conditional and unconditional, got {rows}")
-    if poll_every is None:
-        poll_every = 1 if seeds.device.type == "cpu" else 8
-    elif poll_every < 1:
-        raise ValueError(f"poll_every: expected a whole number >= 1, got {poll_every}")
-    structural = bool((layout.forced >= model.vocab_size).any())
-    plan = Plan(
-        model,
-        layout,
-        processing,
-        preset,
-        seeds,
-        guided=rows == 2 * batch,
-        structural=structural,
-        cache=resolve_cache(cache),
-        compact=compact and not (rules is not None and rules.numbered),
-        rules=rules,
-    )
-    with torch.inference_mode():
-        if preset.denoising is not None:
-            plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device, structural=structural))
-        result = _run(plan, prompt, callback, poll_every)
-    # A copy made out here is an ordinary tensor that the caller may write to.
-    return DecodeResult(result.tokens.clone(), result.rows)

@@ -25,6 +25,10 @@ class Prompt:
     embeds: torch.Tensor
     lengths: torch.Tensor
 
+    def select(self, rows: torch.Tensor) -> Prompt:
+        """Some of the model rows, int64 ``[R']``."""
+        return Prompt(self.embeds[rows], self.lengths[rows])
+
 
 class DecodableModel(Protocol):
     """A causal model over a slice of image ids ``0 … V−1``.
@@ -34,6 +38,21 @@ class DecodableModel(Protocol):
 
     #: V, rows of the sliced output head.
     vocab_size: int
+
+    @property
+    def column_bytes(self) -> int:
+        """Of one column of the cache of one model row, all layers together."""
+        ...
+
+    @property
+    def input_bytes(self) -> int:
+        """About what is alive inside a forward for one of its inputs, without mask and logits."""
+        ...
+
+    @property
+    def item_bytes(self) -> int:
+        """Of a logit."""
+        ...
 
     @property
     def position_limit(self) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing
+from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing, RowStatistics
 
 from ..cache import RaggedCache
 from ..denoising.window import Denoiser, NoisyWindow
@@ -42,6 +43,14 @@ class Plan:
             return ids
         return ids.masked_fill(ids >= self.model.vocab_size, 1 if self.layout.end_id == 0 else 0)
 
+    def select(self, rows: torch.Tensor) -> Plan:
+        """The plan of ``rows``, int64 ``[S]``."""
+        return replace(self, layout=self.layout.select(rows), processing=self.processing.select(rows), seeds=self.seeds[rows])
+
+    def model_rows(self, rows: torch.Tensor, batch: int) -> torch.Tensor:
+        """The model rows of ``rows`` of ``batch``: with guidance their unconditional partners, too."""
+        return torch.cat([rows, rows + batch]) if self.guided else rows
+
 
 @dataclass
 class WindowState:
@@ -60,6 +69,32 @@ class WindowState:
     invalid: torch.Tensor  # bool [B]
     noise: NoisyWindow | None = None
 
+    def select(self, rows: torch.Tensor, model_rows: torch.Tensor) -> WindowState:
+        """Some of the rows, int64 ``[S]``."""
+        last, noise = self.last, self.noise
+        if last is not None:
+            uncond = None if last.logits_uncond is None else last.logits_uncond[rows]
+            last = LastForward(last.logits[rows], uncond, RowStatistics(*(values[rows] for values in last.statistics)))
+        if noise is not None:
+            noise = NoisyWindow(noise.levels[rows], noise.embeds[rows])
+        selected: dict[str, Any] = {name: getattr(self, name)[rows] for name in _PER_ROW}
+        return replace(self, **selected, tail=self.tail[model_rows], last=last, noise=noise)
+
+    def replaced(self, rows: torch.Tensor, model_rows: torch.Tensor, others: WindowState) -> WindowState:
+        """With ``others``, which have just begun, at ``rows``. No draft of theirs comes from the last forward, so that stays as it is."""
+
+        def put(values: torch.Tensor, at: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            return values.index_copy(0, at, new)
+
+        noise = self.noise
+        if noise is not None and others.noise is not None:
+            noise = NoisyWindow(put(noise.levels, rows, others.noise.levels), put(noise.embeds, rows, others.noise.embeds))
+        changed: dict[str, Any] = {name: put(getattr(self, name), rows, getattr(others, name)) for name in _PER_ROW}
+        return replace(self, **changed, tail=put(self.tail, model_rows, others.tail), noise=noise)
+
+
+_PER_ROW = ("tokens", "committed", "remaining", "drafts", "q_row", "forced", "iteration", "accepted", "invalid")
+
 
 def slots(start: torch.Tensor, window: int) -> torch.Tensor:
     """Absolute positions ``[B, W]`` of the slots that follow ``start`` tokens."""
@@ -71,23 +106,16 @@ def per_model_row(values: torch.Tensor, plan: Plan) -> torch.Tensor:
     return torch.cat([values, values]) if plan.guided else values
 
 
-def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch) -> tuple[WindowState, RaggedCache]:
+def begin(plan: Plan, prompt: Prompt, stopwatch: Stopwatch, capacity: int | None = None) -> tuple[WindowState, RaggedCache]:
     """Run the prompt but for its last input, and fill the first window with drafts.
 
-    Raises:
-        ValueError: more positions than the model has.
+    The cache has ``capacity`` columns; without a number it is dense, and has those of the prompt alone.
     """
     layout, window = plan.layout, plan.preset.window
     batch, count = layout.forced.shape
     rows, width, _ = prompt.embeds.shape
     device = prompt.embeds.device
-    extra = 0 if plan.denoiser is None else len(plan.denoiser.timesteps)
-    limit = plan.model.position_limit
-    if limit is not None and width - 1 + count > limit:
-        raise ValueError(f"prompt: prompt and image together need {width - 1 + count} positions, the model has {limit}")
-    if limit is not None and window > limit:
-        raise ValueError(f"window: expected at most the model's {limit} positions, got {window}")
-    cache = plan.model.new_cache(rows, width - 1 + count + window + extra, plan.cache)
+    cache = plan.model.new_cache(rows, capacity or max(width - 1, 1), plan.cache if capacity else RaggedCache)
     if width > 1:
         with stopwatch:
             plan.model.forward(prompt.embeds[:, :-1], cache, outputs=slice(0, 1))  # nobody looks at what a prompt predicts

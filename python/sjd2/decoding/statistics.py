@@ -16,7 +16,7 @@ class Progress:
 
     Attributes:
         iteration: forwards so far (prefill not counted).
-        committed: int64 ``[B]``, final tokens per row.
+        committed: int64 ``[B]``, final tokens per row, 0 of rows that wait.
         totals: int64 ``[B]``, tokens per row when finished.
         tokens: int64 ``[B, N]``, valid below ``committed``; a view that the next iteration writes to.
         drafts: int64 ``[B, W]``, what the window that follows ``committed`` begins the next iteration with; of no meaning for a finished row.
@@ -37,15 +37,15 @@ class RowReport:
         tokens: number of tokens committed.
         forwards: forwards until the row was finished; prefill not counted.
         accepted: committed tokens that were drafts, fed to the model and kept (structural tokens not counted).
-        seconds: from the start of decoding until the host saw the row finished; rows of a batch share the time.
-        forward_seconds: of those, spent in the model's forward, prefill included.
+        seconds: from when the row began until the host saw it finished; rows that are decoded together share the time.
+        forward_seconds: of those, spent in the model's forward, prefill included; ``None`` where iterations were replayed as graphs.
     """
 
     tokens: int
     forwards: int
     accepted: int
     seconds: float
-    forward_seconds: float
+    forward_seconds: float | None
 
     @property
     def tokens_per_forward(self) -> float:

@@ -1,0 +1,128 @@
+"""Iterations recorded and replayed: the tokens of the loop.
+
+Without a GPU the recorder is a trace: a list of operations on the very tensors that were there when it was made. What a CUDA graph could not see (a
+tensor that was made anew, a decision in Python) a trace does not see either.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sjd2.cache import CACHES
+from sjd2.decoding import PRESETS
+from sjd2.decoding.graphs import Graphed
+from support.llama import random_llama, sliced
+
+from .test_compaction import LENGTHS, Watched, run
+
+
+class Tape:
+    """Records what ``work`` does by doing it once, at the first replay; counts recordings and replays."""
+
+    def __init__(self):
+        self.recordings = self.replays = 0
+
+    def __call__(self, work):
+        self.recordings += 1
+        trace = None
+
+        def replay():
+            nonlocal trace
+            self.replays += 1
+            if trace is None:
+                trace = make_fx(lambda: work())()
+            else:
+                trace()
+
+        return replay
+
+
+@pytest.fixture
+def model() -> Watched:
+    return Watched(sliced(random_llama()))
+
+
+def same(result, expected):
+    assert torch.equal(result.tokens, expected.tokens)
+    for one, other in zip(result.rows, expected.rows, strict=True):
+        assert (one.tokens, one.forwards, one.accepted) == (other.tokens, other.forwards, other.accepted)
+
+
+QUICK = ("jacobi", "mc-sjd", "sjd2")
+METHODS = [pytest.param(method, marks=() if method in QUICK else pytest.mark.full) for method in PRESETS]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_tokens_are_those_of_the_loop(model, method):
+    expected = run(model, method)
+    tape = Tape()
+    model.rows.clear()
+    result = run(model, method, graphs=tape, poll_every=3)
+    same(result, expected)
+    assert all(row.forward_seconds is None for row in result.rows)
+    assert tape.replays > tape.recordings
+    if method in ("ar", "jacobi"):
+        assert len(model.rows) < tape.replays, "a replay does not run the model's Python"
+
+
+@pytest.mark.parametrize(("method", "cache"), [("ar", "ragged"), ("mc-sjd", "paged"), ("sjd2", "ragged")])
+def test_rows_that_are_admitted_take_places_in_the_graphs(model, method, cache):
+    expected = run(model, method)
+    tape = Tape()
+    result = run(model, method, batch_size=3, cache=cache, graphs=tape)
+    same(result, expected)
+    sizes = 3 - 1  # three rows, then two, then one: of the last size there may be no second iteration
+    assert sizes <= tape.recordings <= 3 * 8
+
+
+def test_a_number_of_columns_is_a_graph(model):
+    tape = Tape()
+    graphs = Graphed(tape, 2500)
+    assert graphs.columns == 320
+    assert Graphed(tape, 40).columns == 64
+    run(model, "ar", guided=False, graphs=tape, compact=False)
+    assert tape.recordings == 1
+    assert tape.replays == max(LENGTHS) - 1, "the first iteration of a shape is not recorded"
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(model):
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected = run(model, "mc-sjd")
+    with pytest.warns(UserWarning, match="graphs: iterations run one operation after the other, .* operation not permitted"):
+        result = run(model, "mc-sjd", graphs=refuse)
+    same(result, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(model, "mc-sjd", graphs=False)
+
+
+def test_graphs_need_a_gpu_and_no_python_between(model):
+    with pytest.raises(ValueError, match="graphs: expected a GPU, got seeds on cpu"):
+        run(model, "ar", graphs=True)
+
+    class Rules:
+        numbered = False
+
+    with pytest.raises(ValueError, match="graphs: expected False with rules, which run in Python"):
+        run(model, "ar", graphs=Tape(), rules=Rules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("cache", list(CACHES))
+@pytest.mark.parametrize("method", list(PRESETS))
+def test_cuda_graphs_give_the_tokens_of_the_loop(method, cache):
+    from sjd2 import TextToImagePipeline
+
+    pipeline = TextToImagePipeline.from_pretrained(device="cuda", dtype=torch.float32)
+    prompts = ["a red coat on a yellow background", "a teal boot on a pink background", "a black bag on a blue background"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graphed = pipeline(prompts, method=method, batch_size=2, cache=cache, graphs=True)
+    eager = pipeline(prompts, method=method, batch_size=2, cache=cache, graphs=False)
+    assert torch.equal(graphed.tokens, eager.tokens)
