@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-kv bench-ops model-sizes pictures ablations tune card lint clean
+.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-micro bench-kv bench-ops model-sizes pictures drawings ablations tune card lint clean
 
 setup: $(VENV)/.installed
 
@@ -67,10 +67,23 @@ check-cuda: setup
 	  -DSJD2_WITH_CUDA=ON -DCMAKE_CUDA_COMPILER="$$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90" && \
 	$(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
 
-# Figures of every method on the embedded model, stored, and the README's tables written from them.
+# Figures of every method on the embedded model, stored, and the README's tables written from them. Goes on where it was interrupted.
 bench: setup
 	$(BIN)/python benchmarks/embedded_model.py -o benchmarks/results/embedded_model.json
 	$(BIN)/python benchmarks/tables.py
+
+# Times of the ops under pytest-benchmark, saved for comparison: docs/bench.md says how.
+bench-micro: setup
+	$(BIN)/pytest benchmarks --benchmark-autosave
+
+# The pictures of docs/pictures.md: how two pictures are decoded.
+drawings: setup
+	for method in ar sjd sjd2; do \
+	  $(BIN)/sjd2 generate "a red coat on a yellow background" "a teal boot on a pink background" --method $$method --seed 1 --device cpu \
+	    --trace out/drawings/$$method.npz -o out/drawings/ || exit 1; \
+	done
+	$(BIN)/sjd2 plot out/drawings/*.npz --kinds sheet -o docs/images/decoding
+	$(BIN)/sjd2 plot out/drawings/sjd2-0.npz --kinds maps window -o docs/images/decoding
 
 # BASE=folder of the untuned model, where there is one: pictures and ablations compare the embedded model with it.
 FROM_BASE := $(if $(BASE),--base "$(BASE)")

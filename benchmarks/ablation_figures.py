@@ -9,7 +9,7 @@ import torch
 
 from ablation_cells import Cell, Place
 from ablation_runs import Outcome
-from intervals import CONFIDENCE, compare, compare_ratio, interval_factor, mean_and_error
+from sjd2.bench.intervals import CONFIDENCE, compare, compare_ratio, interval_factor, mean_and_error
 
 Load = Callable[[Cell], Outcome]
 Measures = Callable[[torch.Tensor], dict[str, torch.Tensor]]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ablation_cells import Cell
-from conditions import code_digest, conditions, weights_digest
+from conditions import conditions, weights_digest
 from sjd2 import TextToImagePipeline
+from sjd2.bench import code_digest
 
 #: Of the conditions, those that another figure has to be run again for.
 DECISIVE = ("device", "torch", "transformers")

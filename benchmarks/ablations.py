@@ -18,8 +18,8 @@ from typing import Any
 from ablation_cells import GUIDANCE, Plan
 from ablation_figures import best_windows, compression, quality
 from ablation_runs import DECISIVE, Runs
-from intervals import CONFIDENCE, mean_and_error
 from sjd2.adapters.registry import EMBEDDED_MODEL
+from sjd2.bench.intervals import CONFIDENCE, mean_and_error
 from sjd2.tiny_scenes.judge import Judge
 from sjd2.tiny_scenes.prompts import held_out_prompts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -11,12 +10,8 @@ from pathlib import Path
 
 import torch
 
-import sjd2
-import sjd2_kernels
+from sjd2.bench import device_name
 from sjd2.cli.info import collect
-
-#: Of the package ``sjd2``, what the tokens of a run depend on; the rest trains, judges and prints.
-_DECODES = ("adapters", "cache", "decoding", "denoising", "pipeline.py", "tiny_scenes/text.py")
 
 
 def _commit() -> str:
@@ -29,20 +24,11 @@ def _commit() -> str:
         return "unknown"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
 def conditions(on: str) -> dict[str, str]:
     """Date, commit, machine and versions of a measurement on device ``on``."""
-    device = torch.cuda.get_device_name(on) if on.startswith("cuda") else f"{_processor()}, {torch.get_num_threads()} threads"
     facts = collect()
     del facts["installed at"]  # says where, not under which conditions
-    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device, **facts}
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "device": device_name(torch.device(on)), **facts}
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -54,12 +40,3 @@ def _digest(files: Iterable[Path]) -> str:
 def weights_digest(folder: Path) -> str:
     """Tells the models of two folders apart: weights, configuration and tokenizer, but not the log of their training."""
     return _digest(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json") and path.name != "training_log.json")
-
-
-def code_digest() -> str:
-    """Tells versions of the code that decodes apart, committed or not."""
-    package = Path(sjd2.__file__).parent
-    files = list(Path(sjd2_kernels.__file__).parent.rglob("*.py"))
-    for name in _DECODES:
-        files += [package / name] if name.endswith(".py") else (package / name).rglob("*.py")
-    return _digest(files)

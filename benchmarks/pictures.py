@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 from conditions import conditions, weights_digest
-from intervals import CONFIDENCE, compare, interval_factor
 from sjd2 import PRESETS, TextToImagePipeline
 from sjd2.adapters.registry import EMBEDDED_MODEL
+from sjd2.bench.intervals import CONFIDENCE, compare, interval_factor
 from sjd2.tiny_scenes.judge import Judge
 from sjd2.tiny_scenes.prompts import held_out_prompts
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from sjd2_kernels import LogitsProcessing
@@ -17,7 +18,7 @@ from sjd2_kernels import LogitsProcessing
 from .adapters import Adapter, load_adapter
 from .arguments import one_seed_each, whole
 from .cache import resolve_cache
-from .decoding import Preset, Progress, decode, resolve_preset
+from .decoding import Preset, Progress, RowReport, decode, resolve_preset
 from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
 from .decoding.presets import tuned_preset, untuned_notice
 
@@ -58,7 +59,7 @@ class ImageReport:
 class PipelineOutput:
     """``images`` (PIL), ``tokens`` (int64 ``[images, N]``, on the CPU) and ``reports``, in the order of the prompts.
 
-    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``).
+    ``images`` is empty where the model's tokens cannot become pixels here (``pipeline.adapter.missing_decoder``), or only tokens were asked for.
     """
 
     images: list[Image.Image]
@@ -153,6 +154,8 @@ class TextToImagePipeline:
         batch_size: int = 8,
         cache: str = "ragged",
         graphs: bool | None = None,
+        output_type: Literal["pil", "tokens"] = "pil",
+        on_image: Callable[[int, Image.Image | None, ImageReport], None] | None = None,
         callback: Callable[[Progress], None] | None = None,
         progress_bar: bool = False,
     ) -> PipelineOutput:
@@ -176,6 +179,8 @@ class TextToImagePipeline:
             batch_size: images decoded together; the place of one that is finished is taken by the next.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
             graphs: replay iterations as CUDA graphs; default: on a GPU. The tokens are the same.
+            output_type: ``pil``, or ``tokens`` to leave pixels out.
+            on_image: called with number, picture and report of every image as soon as it is finished; the picture is ``None`` where there is none.
             callback: called after every forward.
             progress_bar: show one.
 
@@ -196,6 +201,8 @@ class TextToImagePipeline:
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)
+        if output_type not in ("pil", "tokens"):
+            raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
         auto = window == "auto"
         preset = resolve_preset(method, window=None if window == "auto" else window, initialisation=initialisation, keep_ratio=keep_ratio)
         preset = self._tuned(preset, isinstance(method, str))
@@ -206,14 +213,16 @@ class TextToImagePipeline:
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
         self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
-        if self.adapter.missing_decoder is not None:
+        if output_type == "pil" and self.adapter.missing_decoder is not None:
             warnings.warn(f"images: there will be none, only tokens: {self.adapter.missing_decoder}", stacklevel=2)
         prompts = [one for one in prompts for _ in range(num_images_per_prompt)]
         seeds = one_seed_each(seed, len(prompts))
 
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
-            run = _Run(self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, bar.callback(callback))
+            run = _Run(
+                self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, output_type == "pil", on_image, bar.callback(callback)
+            )
             if auto and preset.name != "ar":
                 return self._with_best_window(run, prompts, seeds, preset)
             return run(prompts, seeds, preset)
@@ -244,7 +253,7 @@ class TextToImagePipeline:
         while done < len(prompts):
             window = chooser.best()
             end = len(prompts) if chooser.settled else done + batch
-            parts.append(run(prompts[done:end], seeds[done:end], replace(preset, window=window)))
+            parts.append(run(prompts[done:end], seeds[done:end], replace(preset, window=window), first=done))
             for report in parts[-1].reports:
                 chooser.learn(window, len(report.tokens), report.forwards, report.seconds)
             done = end
@@ -266,6 +275,8 @@ class _Run:
     batch_size: int
     cache: str
     graphs: bool | None
+    pictures: bool
+    on_image: Callable[[int, Image.Image | None, ImageReport], None] | None
     callback: Callable[[Progress], None] | None
 
     def chooser(self, batch: int) -> WindowChooser:
@@ -276,10 +287,33 @@ class _Run:
         windows = [window for window in WINDOWS if window <= limit] or [limit]
         return WindowChooser(forward_seconds(adapter, windows, rows, tokens, adapter.image_embeddings().shape[1], adapter.device))
 
-    def __call__(self, prompts: list[str], seeds: list[int], preset: Preset) -> PipelineOutput:
-        """Decode and draw."""
+    def __call__(self, prompts: list[str], seeds: list[int], preset: Preset, *, first: int = 0) -> PipelineOutput:
+        """Decode and draw; the first prompt is number ``first`` of the call."""
         adapter, count = self.adapter, len(prompts)
         negative = None if self.settings["guidance_scale"] == 1 else [self.negative_prompt] * count
+        drawn: dict[int, Image.Image] = {}
+
+        def report(index: int, tokens: list[int], row: RowReport) -> ImageReport:
+            return ImageReport(
+                prompt=prompts[index],
+                method=preset.name,
+                window=preset.window,
+                seed=seeds[index],
+                tokens=tokens,
+                forwards=row.forwards,
+                tokens_per_forward=row.tokens_per_forward,
+                accepted_per_forward=row.accepted_per_forward,
+                seconds=row.seconds,
+                forward_seconds=row.forward_seconds,
+            )
+
+        def finished(index: int, tokens: torch.Tensor, row: RowReport) -> None:
+            if self.pictures and adapter.missing_decoder is None:
+                padded = nn.functional.pad(tokens, (0, adapter.layout(1, self.grid).forced.shape[1] - len(tokens)))
+                drawn[index] = adapter.images(padded[None], self.grid)[0]
+            assert self.on_image is not None
+            self.on_image(first + index, drawn.get(index), report(index, tokens.tolist(), row))
+
         result = decode(
             adapter,
             adapter.prompt(prompts, negative, self.grid),
@@ -289,26 +323,13 @@ class _Run:
             torch.tensor(seeds, dtype=torch.int64, device=adapter.device),
             batch_size=self.batch_size,
             callback=self.callback,
+            finished=None if self.on_image is None else finished,
             cache=self.cache,
             graphs=self.graphs,
         )
         tokens = result.tokens.cpu()
-        reports = [
-            ImageReport(
-                prompt=prompts[i],
-                method=preset.name,
-                window=preset.window,
-                seed=seeds[i],
-                tokens=tokens[i, : row.tokens].tolist(),
-                forwards=row.forwards,
-                tokens_per_forward=row.tokens_per_forward,
-                accepted_per_forward=row.accepted_per_forward,
-                seconds=row.seconds,
-                forward_seconds=row.forward_seconds,
-            )
-            for i, row in enumerate(result.rows)
-        ]
-        images: list[Image.Image] = []
-        if adapter.missing_decoder is None:
+        images = [drawn[index] for index in sorted(drawn)]
+        if self.pictures and not images and adapter.missing_decoder is None:
             images = [image for part in result.tokens.split(self.batch_size) for image in adapter.images(part, self.grid)]
+        reports = [report(index, tokens[index, : row.tokens].tolist(), row) for index, row in enumerate(result.rows)]
         return PipelineOutput(images, tokens, reports)

@@ -21,9 +21,9 @@ from ablation_figures import best_windows, compression, quality
 from ablation_plots import PLOTS, plots, save
 from ablation_runs import Outcome, Runs
 from ablation_tables import ABLATION_TABLES
-from intervals import compare_ratio
 from sjd2 import PRESETS
 from sjd2.adapters.registry import EMBEDDED_MODEL
+from sjd2.bench.intervals import compare_ratio
 from sjd2.denoising.window import Denoiser
 from sjd2.tiny_scenes.prompts import held_out_prompts
 from sjd2_kernels import Rule

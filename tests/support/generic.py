@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sjd2 import TextToImagePipeline
+from sjd2.adapters.generic import GenericAdapter
 from support.byte_tokenizer import byte_tokenizer
 
 CODES, GRID = 24, (3, 4)
@@ -45,3 +47,8 @@ def squares(tokens: torch.Tensor) -> torch.Tensor:
     """A decoder of pixels: each token is 2 × 2 of one grey."""
     grey = (tokens.double() / (CODES - 1) * 2 - 1).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     return grey[:, None].expand(-1, 3, -1, -1)
+
+
+def generic_pipeline() -> TextToImagePipeline:
+    """The model with its decoder, in float64: a picture takes a moment."""
+    return TextToImagePipeline(GenericAdapter(generic_model(), generic_tokenizer(), squares, **FIELDS))

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..cache import CACHES
-from ..decoding import INITIALISATIONS, PRESETS
 from ..files import write_atomically
-from ..pipeline import TextToImagePipeline
-from .output import PictureFiles, checked_json_path
+from ..pipeline import PipelineOutput, TextToImagePipeline
+from ..tracing import Recorder, traces_of
+from .options import add_method_options, add_model_options, add_picture_options, methods_help
+from .output import PictureFiles, checked_json_path, trace_paths
 
 __all__ = ["add_parser"]
 
@@ -26,40 +26,30 @@ example:
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to ``commands``."""
-    methods = "\n".join(f"  {preset.name:12} {preset.summary} (window {preset.window})" for preset in PRESETS.values())
     parser = commands.add_parser(
         "generate",
         help="make pictures of prompts",
         description="Make pictures of prompts. Sampling settings that are not given are the model's own.",
-        epilog=_EPILOG.format(methods=methods),
+        epilog=_EPILOG.format(methods=methods_help()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="what to draw; several prompts make several pictures")
-    parser.add_argument("--method", default="mc-sjd", metavar="M", help="see below (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture; the next one's is one higher (default: 0)")
-    parser.add_argument("--num-images", type=int, default=1, metavar="B", help="pictures of every prompt (default: 1)")
-    parser.add_argument(
-        "--window", type=_window, metavar="W", help="drafts per forward (default: the method's); auto: what proves fastest over the first pictures"
-    )
-    parser.add_argument("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
-    parser.add_argument("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ (default: 0.3)")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the model's)")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the pictures, where the model makes several sizes")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the pictures")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    parser.add_argument("--top-k", type=int, metavar="K", help="0 keeps all ids")
-    parser.add_argument("--top-p", type=float, metavar="P", help="1 keeps all ids")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
-    parser.add_argument("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures decoded together (default: %(default)s)")
-    parser.add_argument(
-        "--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)"
-    )
-    parser.add_argument("-o", "--output", metavar="FILE_OR_DIR", help="picture file, or folder for several (default: named after the prompt, here)")
-    parser.add_argument("--upscale", type=int, metavar="N", help="enlarge pictures N times (default: until the shorter side has 256 pixels)")
-    parser.add_argument("--json", metavar="FILE", help="write prompt, method, seed, tokens and figures of every picture")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no report")
+    add = parser.add_argument
+    add("prompt", nargs="+", metavar="PROMPT", help="what to draw; several prompts make several pictures")
+    add("--method", default="mc-sjd", metavar="M", help="see below (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture; the next one's is one higher (default: 0)")
+    add("--num-images", type=int, default=1, metavar="B", help="pictures of every prompt (default: 1)")
+    add("--window", type=_window, metavar="W", help="drafts per forward (default: the method's); auto: what proves fastest over the first pictures")
+    add("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add_method_options(parser)
+    add_picture_options(parser)
+    add_model_options(parser)
+    add("--batch-size", type=int, default=8, metavar="N", help="pictures decoded together (default: %(default)s)")
+    add("-o", "--output", metavar="FILE_OR_DIR", help="picture file, or folder for several (default: named after the prompt, here)")
+    add("--upscale", type=int, metavar="N", help="enlarge pictures N times (default: until the shorter side has 256 pixels)")
+    add("--json", metavar="FILE", help="write prompt, method, seed, tokens and figures of every picture")
+    add("--trace", metavar="FILE", help="write what every forward committed and drafted, for `sjd2 plot`; one .npz file per picture")
+    add("--quiet", action="store_true", help="no progress bar, no report")
     parser.set_defaults(run=run)
 
 
@@ -75,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     prompts = [prompt for prompt in options.prompt for _ in range(max(options.num_images, 1))]
     files = PictureFiles(options.output, prompts, options.seed, options.upscale)
     json_path = checked_json_path(options.json)
+    traces = trace_paths(options.trace, len(prompts))
+    recorder = Recorder() if traces else None
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
     missing = pipeline.adapter.missing_decoder
     if missing is not None and json_path is None:
@@ -96,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         batch_size=options.batch_size,
         cache=options.cache,
+        callback=recorder,
         progress_bar=not options.quiet and sys.stderr.isatty(),
     )
     for index, report in enumerate(output.reports):
@@ -107,7 +100,23 @@ def run(options: argparse.Namespace) -> int:
                 f"{place}: {len(report.tokens)} tokens in {report.forwards} forwards ({report.method}; plain AR takes {len(report.tokens)}), "
                 f"{report.tokens_per_forward:.2f} tokens per forward, {report.seconds:.2f} s"
             )
+    if recorder is not None:
+        _write_traces(pipeline, output, recorder, traces, options)
     if json_path is not None:
         text = json.dumps([report.to_dict() for report in output.reports], indent=1) + "\n"
         write_atomically(json_path, lambda scratch: Path(scratch).write_text(text))
     return 0
+
+
+def _write_traces(pipeline: TextToImagePipeline, output: PipelineOutput, recorder: Recorder, paths: list[Path], options: argparse.Namespace) -> None:
+    """Write a trace of every picture, with the settings it was sampled with."""
+    adapter = pipeline.adapter
+    sampling = {}
+    for name in ("guidance_scale", "temperature", "top_k", "top_p"):
+        value = getattr(options, name)
+        sampling[name] = getattr(adapter.defaults, name) if value is None else value
+    grid = adapter.grid_of(options.height, options.width)
+    for path, trace in zip(paths, traces_of(recorder, output, adapter.layout(1, grid), grid, **sampling), strict=True):
+        trace.save(path)
+        if not options.quiet:
+            print(f"{path}: trace")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..files import check_writable, write_atomically
 
-__all__ = ["PictureFiles", "checked_json_path"]
+__all__ = ["PictureFiles", "checked_json_path", "trace_paths"]
 
 #: Pictures whose shorter side is below this are enlarged, so that they can be looked at.
 _COMFORTABLE_SIDE = 256
@@ -27,6 +27,23 @@ def checked_json_path(name: str | None) -> Path | None:
     path = Path(name)
     check_writable(path, "--json")
     return path
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """The path itself for one file, and one with a number each for several."""
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
+
+
+def trace_paths(name: str | None, count: int) -> list[Path]:
+    """Paths of ``--trace`` for ``count`` pictures, known to be writable; none without the option."""
+    if name is None:
+        return []
+    if Path(name).suffix != ".npz":
+        raise ValueError(f"--trace: expected a .npz file, got {name}")
+    paths = _numbered(Path(name), count)
+    for path in paths:
+        check_writable(path, "--trace")
+    return paths
 
 
 class PictureFiles:
@@ -54,7 +71,7 @@ class PictureFiles:
         single = len(prompts) == 1
         folder = Path(output or ".")
         if output is not None and folder.suffix and not folder.is_dir() and not output.endswith(("/", os.sep)):
-            return [folder] if single else [folder.with_name(f"{folder.stem}-{index}{folder.suffix}") for index in range(len(prompts))]
+            return _numbered(folder, len(prompts))
         if output is None and single:
             return [folder / f"{_slug(prompts[0])}.png"]
         return [folder / f"{index:03d}-{_slug(prompt)}-seed{seed + index}.png" for index, prompt in enumerate(prompts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -19,6 +19,11 @@ class Outcome:
     tokens: torch.Tensor
     committed: torch.Tensor
     drafts: torch.Tensor
+    levels: torch.Tensor | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name; there are no levels where nothing is denoised."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 class Ledger:
@@ -41,20 +46,22 @@ class Ledger:
 
     def outcome(self, state: WindowState) -> Outcome:
         """Of all rows of the run, in the order of their numbers; zeros of those that wait."""
-        current = Outcome(state.tokens, state.committed, state.drafts)
+        current = Outcome(state.tokens, state.committed, state.drafts, None if state.noise is None else state.noise.levels)
         if self._all is None and len(self.rows) == self._batch:
             return current
         if self._all is None:
-            self._all = Outcome(*(values.new_zeros(self._batch, *values.shape[1:]) for values in vars(current).values()))
-        for field in fields(Outcome):
-            getattr(self._all, field.name).index_copy_(0, self.index, getattr(current, field.name))
+            empty = {name: values.new_zeros(self._batch, *values.shape[1:]) for name, values in current.tensors().items()}
+            self._all = replace(current, **empty)
+        everyone = self._all.tensors()
+        for name, values in current.tensors().items():
+            everyone[name].index_copy_(0, self.index, values)
         return self._all
 
     def keep(self, state: WindowState, places: Sequence[int]) -> None:
         """Write down ``state``, of which only the rows at ``places`` will remain."""
         outcome = self.outcome(state)
         if self._all is None:
-            self._all = Outcome(*(values.clone() for values in vars(outcome).values()))
+            self._all = replace(outcome, **{name: values.clone() for name, values in outcome.tensors().items()})
         self._set([self.rows[place] for place in places])
 
     def replace(self, state: WindowState, places: Sequence[int], numbers: Sequence[int]) -> None:

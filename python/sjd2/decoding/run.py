@@ -122,7 +122,7 @@ def _run(
         state = advance(plan, state, cache, clock.stopwatch)
         if callback is not None:
             rows = ledger.outcome(state)
-            callback(Progress(iteration, rows.committed, whole.layout.lengths, rows.tokens[:, :count], rows.drafts))
+            callback(Progress(iteration, rows.committed, whole.layout.lengths, rows.tokens[:, :count], rows.drafts, rows.levels))
         if unseen < min(poll_every, enough):
             continue
         sight = _look(state, cache, ledger, iteration)

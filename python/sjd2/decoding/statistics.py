@@ -20,6 +20,7 @@ class Progress:
         totals: int64 ``[B]``, tokens per row when finished.
         tokens: int64 ``[B, N]``, valid below ``committed``; a view that the next iteration writes to.
         drafts: int64 ``[B, W]``, what the window that follows ``committed`` begins the next iteration with; of no meaning for a finished row.
+        levels: int64 ``[B, W]``, the noise levels of those drafts (0: clean); ``None`` for a method that does not denoise.
     """
 
     iteration: int
@@ -27,6 +28,7 @@ class Progress:
     totals: torch.Tensor
     tokens: torch.Tensor
     drafts: torch.Tensor
+    levels: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Prompts alone, which is all that tuning on own drafts needs: read from disk and checked before training starts.
-
-a .txt file    a prompt per line; empty lines are skipped
-a .jsonl file  a line ``{"prompt": …}`` or ``{"text": …}`` each; other fields are ignored
-"""
+"""Prompts alone, which is all that tuning on own drafts needs: read from disk (see ``sjd2.prompt_files``) and checked before training starts."""
 
 from __future__ import annotations
 
@@ -11,6 +7,8 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..prompt_files import read_prompt_file
 
 __all__ = ["Prompts", "read_prompts"]
 
@@ -37,39 +35,19 @@ class Prompts(list[str]):
         return Prompts(prompt for prompt in self if prompt not in held_out), Prompts(different[:count])
 
 
-def _prompt(line: str) -> str:
-    row = json.loads(line)
-    found = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
-    if not isinstance(found, str):
-        raise ValueError('expected {"prompt": "…"} or {"text": "…"}')
-    return found
-
-
 def read_prompts(data: str | Path | Sequence[str]) -> Prompts:
-    """Read a file of prompts, or take a list of them.
+    """Read a file of prompts, .txt or .jsonl, or take a list of them.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another kind of file, a line that is no prompt, or no prompt at all.
     """
-    if not isinstance(data, (str, Path)):
-        prompts = Prompts(data)
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise ValueError(f"data: expected prompts, got {prompt!r}")
-    else:
-        path = Path(data)
-        if not path.is_file():
-            raise FileNotFoundError(f"data: {path} is no file; own drafts take a file of prompts, .txt or .jsonl")
-        if path.suffix not in (".txt", ".jsonl"):
-            raise ValueError(f"data: expected a file of prompts, .txt or .jsonl, got {path}")
-        prompts = Prompts()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                try:
-                    prompts.append(line.strip() if path.suffix == ".txt" else _prompt(line))
-                except ValueError as error:
-                    raise ValueError(f"data: {path}, line {number}: {error}") from error
+    if isinstance(data, (str, Path)):
+        return Prompts(read_prompt_file(data, "data", (".txt", ".jsonl")))
+    prompts = Prompts(data)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"data: expected prompts, got {prompt!r}")
     if not prompts:
         raise ValueError(f"data: expected at least one prompt, got none in {data}")
     return prompts

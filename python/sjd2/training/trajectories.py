@@ -11,7 +11,8 @@ import torch
 from sjd2_kernels import LogitsProcessing
 
 from ..adapters import Adapter
-from ..decoding import Preset, Progress, decode
+from ..decoding import Preset, decode
+from ..tracing.recorder import Recorder
 
 __all__ = ["Trajectory", "record"]
 
@@ -44,12 +45,7 @@ def record(
         adapter: of the model as it is now.
         processing: of ``LogitsProcessing.create``.
     """
-    committed, drafts = [], []
-
-    def note(progress: Progress) -> None:
-        committed.append(progress.committed.cpu().clone())
-        drafts.append(progress.drafts.cpu().clone())
-
+    recorder = Recorder()
     count = len(prompts)
     layout = adapter.layout(count)
     result = decode(
@@ -59,18 +55,18 @@ def record(
         LogitsProcessing.create(count, guidance_scale=list(guidance_scales), device=adapter.device, **processing),
         preset,
         seeds.to(adapter.device),
-        callback=note,
+        callback=recorder,
     )
     tokens = result.tokens.cpu()
     small = torch.int16 if max(int(adapter.vocab_size) - 1, int(layout.forced.max())) < 2**15 else torch.int32
-    places, windows = torch.stack(committed, 1), torch.stack(drafts, 1)
+    (recording,) = recorder.recordings()
     return [
         Trajectory(
             prompt=prompts[i],
             guidance_scale=float(guidance_scales[i]),
             tokens=tokens[i].to(small),
-            committed=places[i, : row.forwards].int(),
-            drafts=windows[i, : row.forwards - 1].to(small).clone(),
+            committed=recording.committed[i, : row.forwards].int(),
+            drafts=recording.drafts[i, : row.forwards - 1].to(small).clone(),
         )
         for i, row in enumerate(result.rows)
     ]

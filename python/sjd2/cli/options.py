@@ -1,0 +1,40 @@
+"""Options that several subcommands share, and the help text of the methods."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..cache import CACHES
+from ..decoding import INITIALISATIONS, PRESETS
+
+__all__ = ["add_method_options", "add_model_options", "add_picture_options", "methods_help"]
+
+
+def methods_help() -> str:
+    """A line per method."""
+    return "\n".join(f"  {preset.name:12} {preset.summary} (window {preset.window})" for preset in PRESETS.values())
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """How a method is run, where that is one value for the whole command."""
+    add = parser.add_argument
+    add("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
+    add("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ and sjd2-relaxed (default: the method's)")
+    add("--top-k", type=int, metavar="K", help="0 keeps all ids (default: the model's)")
+    add("--top-p", type=float, metavar="P", help="1 keeps all ids (default: the model's)")
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """What is drawn besides the prompt."""
+    add = parser.add_argument
+    add("--negative-prompt", metavar="TEXT", help="what guidance steers away from (default: the model's)")
+    add("--height", type=int, metavar="PIXELS", help="of the pictures, where the model makes several sizes")
+    add("--width", type=int, metavar="PIXELS", help="of the pictures")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    add = parser.add_argument
+    add("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
+    add("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
+    add("--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)")
