@@ -80,7 +80,7 @@ def test_imports_point_one_way():
 
 def test_a_circle_would_be_seen():
     edges = graph()
-    assert edges["sjd2.decoding.loop"] >= {"sjd2.cache", "sjd2.decoding.state", "sjd2.denoising.window"}
+    assert edges["sjd2.decoding.loop"] >= {"sjd2.cache", "sjd2.decoding.state"}
     assert "sjd2.cli.generate" in edges["sjd2.cli.main"], "a submodule, by `from . import`"
     source = "if x:\n    try:\n        from ..decoding import decode\n    finally:\n        pass\ndef f():\n    import sjd2.pipeline\n"
     assert imported("sjd2.cache.ragged", source, is_package=False) == {"sjd2.decoding"}
