@@ -17,6 +17,7 @@ import torch
 import sjd2
 from sjd2 import load_adapter
 from sjd2.cli.main import _parser
+from support.chameleon import save_chameleon
 from support.emu3 import save_emu3
 from support.pages import blocks, pages, run_page
 
@@ -41,10 +42,12 @@ class Stage:
     after: Callable[[Path, dict, str, str], None] = lambda folder, names, out, err: None
 
 
-def _emu3(folder: Path) -> None:
-    """A model of that class, with images of 4 × 4 tokens."""
-    (folder / "BAAI").mkdir()
+def _models(folder: Path) -> None:
+    """Models of the named classes, with images of 4 × 4 tokens."""
+    for owner in ("BAAI", "leloy"):
+        (folder / owner).mkdir()
     save_emu3(folder / "BAAI" / "Emu3-Gen-hf")
+    save_chameleon(folder / "leloy" / "Anole-7b-v0.1-hf")
 
 
 def _prompts(folder: Path) -> None:
@@ -75,7 +78,7 @@ def _after_readme(folder: Path, names: dict, out: str, err: str) -> None:
 STAGES = {
     "README.md": Stage(after=_after_readme),
     "docs/bench.md": Stage(_prompts),
-    "docs/drop_in.md": Stage(_emu3, {"518_400": "1_280"}, _after_drop_in),
+    "docs/drop_in.md": Stage(_models, {"518_400": "1_280"}, _after_drop_in),
     "docs/tuning.md": Stage(_prompts, {}, _after_tuning),
 }
 
