@@ -76,7 +76,7 @@ bench: setup
 bench-micro: setup
 	$(BIN)/pytest benchmarks --benchmark-autosave
 
-# The pictures of docs/pictures.md: how two pictures are decoded.
+# The pictures of docs/pictures.md: how two pictures are decoded, and acceptance by guidance scale and temperature (minutes).
 drawings: setup
 	for method in ar sjd sjd2; do \
 	  $(BIN)/sjd2 generate "a red coat on a yellow background" "a teal boot on a pink background" --method $$method --seed 1 --device cpu \
@@ -84,6 +84,9 @@ drawings: setup
 	done
 	$(BIN)/sjd2 plot out/drawings/*.npz --kinds sheet -o docs/images/decoding
 	$(BIN)/sjd2 plot out/drawings/sjd2-0.npz --kinds maps window -o docs/images/decoding
+	$(BIN)/sjd2 bench --limit 16 --batch-size 16 --methods jacobi mc-sjd sjd2 --guidance-scale 1 2 4 --temperature 0.7 1 --device cpu -o out/drawings/acceptance
+	cp out/drawings/acceptance/acceptance.png docs/images/decoding/
+	cp out/drawings/acceptance/results.json benchmarks/results/acceptance.json
 
 # BASE=folder of the untuned model, where there is one: pictures and ablations compare the embedded model with it.
 FROM_BASE := $(if $(BASE),--base "$(BASE)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -92,14 +93,25 @@ def test_every_setting_reaches_the_pipeline_and_a_batch_takes_as_long_as_its_las
     monkeypatch.setattr(kind, "__call__", watched)
     monkeypatch.setattr(sjd2.bench.run, "_warm_up", lambda *_: None)
     others = {"cache": "paged", "negative_prompt": "fog", "height": 6, "width": 8}
-    cells = run_bench(pipeline, settings(methods=("sjd",), batch_size=3, seed=1, **others), tmp_path)
+    cells = run_bench(pipeline, settings(methods=("sjd",), batch_size=3, seed=2, **others), tmp_path)
     (call,) = calls
     assert others.items() <= call.items()
     assert {"method": "sjd", "window": 4, "guidance_scale": 2.0, "temperature": 1.0, "top_k": 20, "top_p": 1.0}.items() <= call.items()
-    assert (call["seed"], call["batch_size"]) == ([1, 2, 3], 3)
+    assert (call["seed"], call["batch_size"]) == ([2, 3, 4], 3)
     last = max(outputs[0].reports, key=lambda report: report.seconds)
     assert len({report.seconds for report in outputs[0].reports}) > 1
     assert (cells[0]["seconds"], cells[0]["forward_seconds"]) == (last.seconds, last.forward_seconds)
+
+
+def test_tokens_alone_need_no_decoder_and_make_no_picture(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.adapter, "decode", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = pipeline("a fox", method="sjd", output_type="tokens")
+    assert output.images == []
+    assert output.tokens[0].tolist() == output.reports[0].tokens
+    with pytest.raises(ValueError, match="output_type: expected pil or tokens, got 'latent'"):
+        pipeline("a fox", output_type="latent")
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 8])

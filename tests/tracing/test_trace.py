@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sjd2.decoding import PRESETS, Progress, TokenLayout
+from sjd2.decoding import PRESETS, Progress, TokenLayout, decode, resolve_preset
 from sjd2.pipeline import ImageReport, PipelineOutput
 from sjd2.tracing import Recorder, Trace, slot_states, traces_of
+from sjd2_kernels import LogitsProcessing
 from support.generic import END_IMAGE, GRID, LINE, generic_pipeline
 
 #: The small model is not tuned.
@@ -126,6 +129,29 @@ def test_a_picture_of_a_batch_has_the_trace_that_it_has_alone(small):
         (alone,) = traced(small, prompt, method="sjd2", window=8, seed=seed)
         for name in ("committed", "tokens", "structural", "drafts", "levels"):
             assert np.array_equal(getattr(trace, name), getattr(alone, name)), name
+
+
+def test_rows_of_unequal_length_are_recorded_as_if_each_were_alone(small):
+    """The short rows leave the batch long before the long one is done."""
+    adapter, lengths, seeds = small.adapter, torch.tensor([2, 3, 17]), torch.tensor([3, 1, 4])
+    preset = resolve_preset("sjd2", window=8)
+    preset = replace(preset, denoising=replace(preset.denoising, clean=2))  # noise right behind the front
+
+    def recording(rows: list[int]):
+        recorder, layout = Recorder(), replace(adapter.layout(len(rows)), lengths=lengths[rows])
+        prompt = adapter.prompt([PROMPTS[row] for row in rows], None)
+        result = decode(adapter, prompt, layout, LogitsProcessing.create(len(rows)), preset, seeds[rows], callback=recorder)
+        return recorder.recordings()[0], [row.forwards for row in result.rows]
+
+    together, forwards = recording([0, 1, 2])
+    assert forwards[2] > forwards[1] + 3
+    assert together.levels[2, forwards[1] + 2 :].max() > 0
+    for row in range(3):
+        alone, (count,) = recording([row])
+        assert count == forwards[row]
+        for name in ("committed", "drafts", "levels"):
+            before_the_last = slice(0, count - 1)  # of a finished row the window means nothing
+            assert torch.equal(getattr(together, name)[row, before_the_last], getattr(alone, name)[0, before_the_last]), name
 
 
 def test_what_lies_past_an_early_end_is_not_in_a_trace():
