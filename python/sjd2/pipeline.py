@@ -208,11 +208,10 @@ class TextToImagePipeline:
         resolve_cache(cache)
         if output_type not in ("pil", "tokens"):
             raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
-        auto = window == "auto"
         check_callback(callback)
         preset = resolve_preset(
             method,
-            window=None if auto else window,
+            window=None if window == "auto" else window,
             initialisation=initialisation,
             keep_ratio=keep_ratio,
             clean=clean,
@@ -240,7 +239,7 @@ class TextToImagePipeline:
             run = _Run(
                 self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, output_type == "pil", on_image, bar.callback(callback)
             )
-            if auto and preset.name != "ar":
+            if window == "auto" and preset.name != "ar":
                 return self._with_best_window(run, prompts, seeds, preset)
             return run(prompts, seeds, preset)
         finally:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from sjd2 import __version__
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.cli import main as sjd2
+from support.cli import one_line_error
 
 PROMPT = "a red coat on a yellow background"
 
@@ -117,11 +118,7 @@ def test_errors_are_one_line_with_exit_code_1_and_leave_nothing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file, not a folder")
     assert main(["generate", PROMPT, *arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message in one_line_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
@@ -150,11 +147,7 @@ def test_damaged_weights_are_one_line_and_leave_nothing(tmp_path, monkeypatch, c
     shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
     damage(tmp_path / "model")
     assert main(["generate", PROMPT, "--model", "./model"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message in one_line_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
