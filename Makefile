@@ -15,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(she
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,docs,lint,triton]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,docs,lint,ray,triton]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -24,13 +24,16 @@ demo: setup
 	$(BIN)/sjd2 generate "$(PROMPT)" --method jacobi --seed 1 -o out/demo-jacobi.png
 	$(BIN)/sjd2 generate "$(PROMPT)" --seed 1 -o out/demo.png
 
+# As many tests at a time as there are cores, one thread each.
+AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 -m "not full"
+
 test: setup
-	$(BIN)/pytest -m "not full"
+	$(AT_ONCE)
 	$(MAKE) test-triton
 
 # The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported: a process of its own.
 test-triton: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -m "not full" tests/fused
+	TRITON_INTERPRET=1 $(AT_ONCE) tests/fused
 
 # Law tests allocate the same hundreds of megabytes again and again: told not to return them to the system, glibc is several times faster.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
@@ -50,7 +53,7 @@ test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
-	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --maxprocesses 8 -m "not full" tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/torchao "$$(grep '^torchao==' constraints.txt)"
 	PYTHONPATH=build/torchao $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
 

@@ -190,8 +190,43 @@ def model_sizes_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+#: What PyTorch, its context and fragments of memory leave free on a GPU of 80 GB, in bytes.
+ROOM = 0.9 * 80e9
+
+
+def batch_sizing_table(results: dict) -> str:
+    """Pictures of every family that fit into the memory of a GPU of 80 GB at a time."""
+    lines = ["| model | weights | cache, one picture | logits, one picture | pictures together |", "|---|---|---|---|---|"]
+    for row in results["models"]:
+        weights, logits = 2 * row["decoding_parameters"], 2 * 2 * 2 * results["window"] * row["vocab_size"]
+        fit = int((ROOM - weights) // (row["guided_cache_bytes"] + logits))
+        lines.append(f"| {row['name']} | {_size(weights)} | {_size(row['guided_cache_bytes'])} | {_size(logits)} | {fit:,} |")
+    return "\n".join(lines)
+
+
+def overhead_table(results: dict) -> str:
+    """What is outside the forward at each method's fastest window, and what that takes of the gain."""
+    fastest: dict[str, dict] = {}
+    for row in results["wall_clock"]:
+        if row["method"] not in fastest or row["seconds"] < fastest[row["method"]]["seconds"]:
+            fastest[row["method"]] = row
+    own = fastest["ar"]
+    inside = own["seconds"] * (1 - own["share_outside_forward"])
+    lines = [
+        "| method | W | seconds | outside the forward | faster than `ar` | forwards alone would give | of that |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, row in fastest.items():
+        bound, gain = inside / (row["seconds"] * (1 - row["share_outside_forward"])), own["seconds"] / row["seconds"]
+        shares = f"{gain:.2f}× | {bound:.2f}× | {gain / bound:.0%}" if method != "ar" else " |  | "
+        lines.append(f"| `{method}` | {row['window']} | {row['seconds']:.2f} | {row['share_outside_forward']:.0%} | {shares} |")
+    return "\n".join(lines)
+
+
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
+    "batch_sizing": ("model_sizes.json", batch_sizing_table),
+    "overhead": ("embedded_model.json", overhead_table),
     "advance_conditions": ("advance.json", advance_conditions),
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
@@ -205,7 +240,16 @@ TABLES = {
     "pictures_untuned": ("pictures.json", untuned_pictures_table),
     **{name: ("ablations.json", table) for name, table in ABLATION_TABLES.items()},
 }
-FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/performance.md", "docs/sjd2.md")
+FILES = (
+    "README.md",
+    "docs/batch.md",
+    "docs/engine.md",
+    "docs/exactness.md",
+    "docs/kv_cache.md",
+    "docs/models.md",
+    "docs/performance.md",
+    "docs/sjd2.md",
+)
 
 
 def filled(text: str, results_folder: Path = RESULTS) -> str:
