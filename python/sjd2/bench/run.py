@@ -71,6 +71,7 @@ def _call(
         negative_prompt=settings.negative_prompt,
         height=settings.height,
         width=settings.width,
+        graphs=settings.graphs,
         callback=callback,
         output_type="tokens",
         **variant.options,
