@@ -15,7 +15,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(she
 	rm -rf build
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,lint,triton]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,docs,lint,triton]"
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -43,13 +43,16 @@ test-full: setup
 check-triton: setup
 	$(BIN)/python .ci/check_triton.py
 
-# The oldest Transformers that pyproject.toml admits.
+# The oldest Transformers that pyproject.toml admits. Quantised checkpoints need torchao, which prints warnings wherever Transformers finds it: it lies by itself,
+# and only the test that needs it sees it.
 test-oldest:
 	rm -rf build
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
-	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/training tests/embedded/test_cli.py
+	$(OLDEST)/bin/pytest -m "not full" tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/torchao "$$(grep '^torchao==' constraints.txt)"
+	PYTHONPATH=build/torchao $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
 
 # The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer.
 test-native: setup
@@ -103,6 +106,12 @@ ablations: setup
 	$(BIN)/python benchmarks/ablation_plots.py
 	$(BIN)/python benchmarks/tables.py
 
+# What each forward commits, of a few pictures: the plots in docs/sjd2.md.
+.PHONY: advance
+advance: setup
+	$(BIN)/python benchmarks/advance.py
+	$(BIN)/python benchmarks/tables.py
+
 # The cache ops beside Transformers' caches, stored.
 bench-kv: setup
 	$(BIN)/python benchmarks/kv_cache.py --rows 2 --threads 1 --repeats 12 -o benchmarks/results/kv_cache.json
@@ -124,6 +133,11 @@ tune: setup
 # The embedded model's card, from the shipped weights; fetches the photos if need be.
 card: setup
 	$(BIN)/python -m sjd2.tiny_scenes.card $(FROM_BASE) --out docs
+
+# The site, into out/site: strict, and without a network.
+.PHONY: docs
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from circumstances import circumstances
+
 Row = dict[str, Any]
 Table = Callable[[dict], str]
 
@@ -152,7 +154,7 @@ def quality_table(results: dict) -> str:
 
 def conditions_line(results: dict) -> str:
     """What all of it was measured under."""
-    facts, settings = results["conditions"], results["settings"]
+    settings = results["settings"]
     images = max(group["images"] for group in results["groups"].values())
     weights = ", ".join(f"{name} {digest}" for name, digest in results["weights"].items())
     return (
@@ -161,8 +163,7 @@ def conditions_line(results: dict) -> str:
         f"Behind ±: the {settings['confidence']:.0%} confidence interval of a mean, or the interval of a difference, paired by image, that holds "
         "all differences of its table at once. "
         f"Seconds: per image, in batches of {settings['batch_size']}. Weights: {weights}. "
-        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
-        + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
+        f"{circumstances(results['conditions'])}"
     )
 
 

@@ -11,7 +11,10 @@ import re
 import sys
 from pathlib import Path
 
+from circumstances import circumstances
+
 from ablation_tables import ABLATION_TABLES
+from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,16 +38,37 @@ def compression_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def headline_table(results: dict) -> str:
+    """Every exact method at the window where it takes the fewest forwards, and at the one where it takes the least time."""
+    lines = ["| exact method | same as `ar` | tokens per forward | faster than `ar` |", "|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in results["compression"]):
+        exact = PRESETS[method].exact
+        if exact == "none":
+            continue
+        few, fast = _best(results["compression"], method, "tokens_per_forward"), _best(results["wall_clock"], method, "speed_up")
+        gains = f"{few['tokens_per_forward']:.2f} ± {few['error']:.2f} at W = {few['window']} | {fast['speed_up']:.2f}× at W = {fast['window']}"
+        same = {"tokens": "tokens", "law": "distribution"}[exact]
+        lines.append(f"| `{method}` | {same} | {'1 | 1' if method == 'ar' else gains} |")
+    return "\n".join(lines)
+
+
+def headline_conditions(results: dict) -> str:
+    """What the headline was measured under."""
+    return (
+        f"The embedded model (weights {results['weights']}), {results['prompts']} held-out prompts, guidance {results['guidance_scale']:g}, 95 % "
+        f"confidence intervals; W: drafts per forward. Time: median over {results['timed']} images, one at a time. "
+        f"{circumstances(results['conditions'])} All windows and methods: [Performance](docs/performance.md)."
+    )
+
+
 def conditions_line(results: dict) -> str:
     """What the figures were measured under."""
-    facts = results["conditions"]
     return (
         "Tokens per forward (`ar`: 1), then the gain in time at the best window. "
         f"Held-out prompts: {results['prompts']}, guidance {results['guidance_scale']:g}, 95 % confidence intervals; "
         "how likely held-out pictures are to the model is on its card. "
-        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process; "
-        f"{facts['device']}, PyTorch {facts['torch']}, Transformers {facts['transformers']}, commit {facts['commit']}."
-        + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
+        f"Time: one image at a time, median over {results['timed']} prompts paired with `ar` on the same engine in the same process. "
+        f"{circumstances(results['conditions'])}"
     )
 
 
@@ -98,12 +122,22 @@ def untuned_pictures_table(results: dict) -> str:
 
 def pictures_conditions(results: dict) -> str:
     """What the pictures were drawn and judged under."""
-    facts, settings = results["conditions"], results["settings"]
+    settings = results["settings"]
     return (
         f"{results['prompts']} held-out prompts, guidance {settings['guidance_scale']:g}, temperature {settings['temperature']:g}, top-k "
         f"{settings['top_k']}; each run has seeds of its own. "
         f"Intervals hold all {results['comparisons']} comparisons of lossless methods at once with {results['confidence']:.0%} confidence. "
-        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}."
+        f"{circumstances(results['conditions'])}"
+    )
+
+
+def advance_conditions(results: dict) -> str:
+    """What the curves of single pictures were drawn from."""
+    settings = results["settings"]
+    return (
+        f"{results['prompts']} held-out prompts, a line each, at W = {settings['window']} and guidance {settings['guidance_scale']:g}, "
+        f"the same seeds for every method; weights {results['weights']}. "
+        f"{circumstances(results['conditions'], machine=False)}"
     )
 
 
@@ -119,12 +153,12 @@ def kv_cache_table(results: dict) -> str:
 
 def kv_cache_conditions(results: dict) -> str:
     """What the cache's figures were measured under."""
-    facts, shapes = results["conditions"], results["shapes"]
+    shapes = results["shapes"]
     return (
         f"All layers of one iteration, medians: {shapes['layers']} layers, {shapes['rows']} rows, {shapes['heads']} heads of {shapes['width']}, "
         f"{shapes['dtype']}, window {shapes['window']} behind {shapes['committed']:,} columns. An iteration is "
         f"{results['times_cheaper_than_dynamic_cache']:.0f} times cheaper than with `DynamicCache`. "
-        f"{facts['device']}, PyTorch {facts['torch']}, commit {facts['commit']}." + ("" if "NVIDIA" in facts["device"] else " Not measured on a GPU.")
+        f"{circumstances(results['conditions'])}"
     )
 
 
@@ -158,8 +192,11 @@ def model_sizes_table(results: dict) -> str:
 
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
+    "advance_conditions": ("advance.json", advance_conditions),
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
+    "headline": ("embedded_model.json", headline_table),
+    "headline_conditions": ("embedded_model.json", headline_conditions),
     "pictures": ("pictures.json", pictures_table),
     "kv_cache": ("kv_cache.json", kv_cache_table),
     "kv_cache_conditions": ("kv_cache.json", kv_cache_conditions),
@@ -168,17 +205,17 @@ TABLES = {
     "pictures_untuned": ("pictures.json", untuned_pictures_table),
     **{name: ("ablations.json", table) for name, table in ABLATION_TABLES.items()},
 }
-FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/sjd2.md")
+FILES = ("README.md", "docs/exactness.md", "docs/kv_cache.md", "docs/models.md", "docs/performance.md", "docs/sjd2.md")
 
 
 def filled(text: str, results_folder: Path = RESULTS) -> str:
-    """``text`` with every table written anew; where there are no results there is no table."""
+    """``text`` with every table written anew; where there are no results it says so."""
 
     def replace(match: re.Match) -> str:
         results, table = TABLES[match[2]]
         path = results_folder / results
         body = table(json.loads(path.read_text())) if path.exists() else ""
-        return "\n".join(part for part in (match[1], body, match[3]) if part)
+        return "\n".join((match[1], body or "*Not run yet.*", match[3]))
 
     return re.sub(r"(<!-- table (\w+) -->)\n(?:.*?\n)??(<!-- end -->)", replace, text, flags=re.DOTALL)
 

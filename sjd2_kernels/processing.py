@@ -9,6 +9,7 @@ that a distribution can be rebuilt later from the logits it came from without ev
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -77,12 +78,12 @@ class LogitsProcessing:
         """
 
         def rows(name: str, value: float | Sequence[float], legal: str, test) -> list[float]:
-            values = list(value) if isinstance(value, Sequence) else [value] * batch_size
+            values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * batch_size
             if len(values) != batch_size:
                 raise ValueError(f"{name}: expected one value or {batch_size} (one per row), got {len(values)}")
             for one in values:
-                if not test(one):
-                    raise ValueError(f"{name}: expected {legal}, got {one}")
+                if not isinstance(one, (numbers.Real, torch.Tensor)) or not test(one):
+                    raise ValueError(f"{name}: expected {legal}, got {one!r}")
             return values
 
         finite = float("inf")

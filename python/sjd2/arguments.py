@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 
-__all__ = ["one_seed_each", "whole"]
+__all__ = ["check_callback", "number", "one_seed_each", "whole"]
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -18,6 +19,19 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> int:
     if isinstance(value, bool) or number < low or (high is not None and number >= high):
         raise ValueError(f"{name}: expected {legal}, got {value!r}")
     return number
+
+
+def check_callback(callback: object) -> None:
+    """Refuse what cannot be called."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback: expected a function of a Progress, got {callback!r}")
+
+
+def number(name: str, value: object) -> float:
+    """``value``, or a ``ValueError`` that names it: no text and no list."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+    return float(value)
 
 
 def one_seed_each(seed: int | Sequence[int], count: int) -> list[int]:

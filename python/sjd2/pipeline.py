@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 from sjd2_kernels import LogitsProcessing
 
 from .adapters import Adapter, load_adapter
-from .arguments import one_seed_each, whole
+from .arguments import check_callback, one_seed_each, whole
 from .cache import resolve_cache
 from .decoding import Preset, Progress, RowReport, decode, resolve_preset
 from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
-from .decoding.presets import tuned_preset, untuned_notice
+from .decoding.presets import untuned_notice
+from .denoising import NoiseLevels
 
 __all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
 
@@ -147,6 +148,8 @@ class TextToImagePipeline:
         window: int | Literal["auto"] | None = None,
         initialisation: str | None = None,
         keep_ratio: float | None = None,
+        clean: int | float | None = None,
+        levels: int | NoiseLevels | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -172,6 +175,8 @@ class TextToImagePipeline:
                 remembered for the next calls; an image's report says which it was.
             initialisation: of fresh drafts; default: the method's.
             keep_ratio: τ of ``sjd++``.
+            clean: of a method that denoises: slots at the front without noise, as a number or as a share of the window.
+            levels: likewise: noise levels, or how many; default: those that the model was tuned with.
             guidance_scale: 1 switches guidance off. Default, like the following: the model's.
             temperature: 0 is greedy.
             top_k: 0 keeps all ids.
@@ -203,13 +208,24 @@ class TextToImagePipeline:
         resolve_cache(cache)
         if output_type not in ("pil", "tokens"):
             raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
-        auto = window == "auto"
-        preset = resolve_preset(method, window=None if window == "auto" else window, initialisation=initialisation, keep_ratio=keep_ratio)
-        preset = self._tuned(preset, isinstance(method, str))
+        check_callback(callback)
+        preset = resolve_preset(
+            method,
+            window=None if window == "auto" else window,
+            initialisation=initialisation,
+            keep_ratio=keep_ratio,
+            clean=clean,
+            levels=levels,
+            tuned=self.adapter.denoising,
+        )
+        self._tell_untuned(preset)
         grid = self.adapter.grid_of(*(None if side is None else whole(name, side, 1) for name, side in (("height", height), ("width", width))))
         if negative_prompt is None:
             negative_prompt = self.adapter.defaults.negative_prompt
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        for name, value in given.items():
+            if isinstance(value, Sequence):
+                raise ValueError(f"{name}: expected one number for all images, got {value!r}")
         settings: dict[str, Any] = {name: getattr(self.adapter.defaults, name) if value is None else value for name, value in given.items()}
         LogitsProcessing.create(1, **settings)  # a bad setting is an error before any work, and so is a bad prompt in a later batch
         self.adapter.check_prompts(prompts if settings["guidance_scale"] == 1 or not negative_prompt else [*prompts, negative_prompt])
@@ -223,24 +239,17 @@ class TextToImagePipeline:
             run = _Run(
                 self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, output_type == "pil", on_image, bar.callback(callback)
             )
-            if auto and preset.name != "ar":
+            if window == "auto" and preset.name != "ar":
                 return self._with_best_window(run, prompts, seeds, preset)
             return run(prompts, seeds, preset)
         finally:
             bar.close()
 
-    def _tuned(self, preset: Preset, by_name: bool) -> Preset:
-        """The preset as the model was tuned for it; warns, once, where it was not."""
-        tuned = self.adapter.denoising
-        if preset.denoising is None:
-            return preset
-        if tuned is None:
-            if not self._warned_untuned:
-                self._warned_untuned = True
-                warnings.warn(untuned_notice(preset), stacklevel=3)
-        elif by_name:
-            return tuned_preset(preset, tuned)
-        return preset
+    def _tell_untuned(self, preset: Preset) -> None:
+        """Warn, once, that the model was not tuned for denoising."""
+        if preset.denoising is not None and self.adapter.denoising is None and not self._warned_untuned:
+            self._warned_untuned = True
+            warnings.warn(untuned_notice(preset), stacklevel=3)
 
     def _with_best_window(self, run: _Run, prompts: list[str], seeds: list[int], preset: Preset) -> PipelineOutput:
         """Batches with the windows that look best, until the best one is known; then the rest with that."""

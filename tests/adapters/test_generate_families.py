@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import pytest
 import torch
 
 import sjd2
-from sjd2 import TextToImagePipeline, load_adapter
-from sjd2.adapters.generic import GenericAdapter
-from support.chameleon import PATCH, save_chameleon
-from support.emu3 import save_emu3
-from support.generic import FIELDS, generic_model, generic_tokenizer
-from support.glm_image import write_model
-from support.janus import save_janus
+from sjd2 import TextToImagePipeline
+from support.families import FAMILIES, family_adapter
 
 PROMPTS = ["a cat", "two red dogs in the snow"]
 SEEDS = [3, 2**40]
 
 
-def adapter_of(family: str, folder) -> Any:
-    if family == "generic":
-        model = generic_model()
-        model.config.update({"sjd2": {"adapter": "generic", **FIELDS}})
-        return GenericAdapter(model, generic_tokenizer())
-    options: dict[str, Any] = {}
-    if family == "lumina_mgpt":
-        options = {"target_size": 4 * PATCH}
-    write = {"emu3": save_emu3, "glm_image": write_model, "janus": save_janus}.get(family, save_chameleon)
-    write(folder, **({"mask_image_logits": False} if family == "lumina_mgpt" else {}))
-    return load_adapter(folder, device="cpu", dtype=torch.float64, **options)
-
-
-@pytest.mark.parametrize("family", ["emu3", "glm_image", "janus", "anole", "lumina_mgpt", "generic"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llamagen"])
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_the_tokens_are_those_of_the_pipeline(tmp_path, family, guided):
-    adapter = adapter_of(family, tmp_path / family)
+    adapter = family_adapter(family, tmp_path / family)
     if family == "emu3":
         adapter.grid = (4, 5)
     sampling = {"temperature": 0.8, "top_k": 9, "top_p": 0.95, "guidance_scale": 2.0 if guided else 1.0}
@@ -65,7 +46,7 @@ def test_the_tokens_are_those_of_the_pipeline(tmp_path, family, guided):
 
 def test_glm_image_with_all_that_its_processor_gives(tmp_path):
     """Grids come as an argument, too, from which Transformers makes 3-D positions."""
-    adapter = adapter_of("glm_image", tmp_path / "glm_image")
+    adapter = family_adapter("glm_image", tmp_path / "glm_image")
     chats = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in PROMPTS]
     size = {"target_h": 64, "target_w": 64, "padding": True}
     inputs = adapter.processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=size)

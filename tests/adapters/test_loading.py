@@ -1,5 +1,10 @@
 """Checkpoints as Transformers loads them: in several files, placed by a device map, quantised."""
 
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import TorchAoConfig
@@ -7,6 +12,7 @@ from transformers import TorchAoConfig
 from sjd2 import TextToImagePipeline
 from sjd2.adapters.emu3 import Emu3Adapter
 from support.emu3 import emu3_model, emu3_processor, save_emu3
+from support.glm_image import write_model
 
 PROMPTS = ["a cat", "two red dogs in the snow"]
 SIZE = {"height": 24, "width": 32}
@@ -96,16 +102,46 @@ def test_the_dtype_by_its_older_name(folder):
     assert TextToImagePipeline.from_pretrained(folder, device="cpu", torch_dtype=torch.float64).adapter.dtype == torch.float64
 
 
-def test_what_chooses_a_version_on_the_hub_reaches_the_hub(folder, monkeypatch):
-    asked = {}
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with repositories by name, from which only the files asked for are had; and what it was asked."""
+    repositories, asked = {}, []
 
-    def snapshot_download(name, **options):
-        asked.update(options, name=name)
-        return str(folder)
+    def snapshot_download(name, *, allow_patterns=None, **options):
+        asked.append({"name": name, **options})
+        place = tmp_path / "cache" / name
+        for file in filter(Path.is_file, repositories[name].rglob("*")):
+            inner = file.relative_to(repositories[name])
+            if allow_patterns is None or any(fnmatch(str(inner), pattern) for pattern in allow_patterns):
+                (place / inner).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, place / inner)
+        return str(place)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return SimpleNamespace(repositories=repositories, asked=asked, cache=tmp_path / "cache")
+
+
+def test_what_chooses_a_version_on_the_hub_reaches_the_hub(folder, hub):
+    hub.repositories["someone/emu3"] = folder
     TextToImagePipeline.from_pretrained("someone/emu3", device="cpu", revision="v2", token="secret", cache_dir="/somewhere")
-    assert asked == {"name": "someone/emu3", "revision": "v2", "token": "secret", "cache_dir": "/somewhere"}
+    assert hub.asked == [{"name": "someone/emu3", "revision": "v2", "token": "secret", "cache_dir": "/somewhere"}] * 2
+    assert sorted(path.name for path in (hub.cache / "someone/emu3").iterdir()) == sorted(path.name for path in folder.iterdir())
+
+
+def test_of_a_pipeline_of_diffusers_only_what_is_read_is_fetched(hub, tmp_path):
+    whole = tmp_path / "whole"
+    write_model(whole / "vision_language_encoder")
+    (whole / "processor").mkdir()
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.move(whole / "vision_language_encoder" / name, whole / "processor" / name)
+    (whole / "model_index.json").write_text("{}")
+    for part in ("transformer", "vae", "text_encoder"):
+        (whole / part).mkdir()
+        (whole / part / "model.safetensors").write_bytes(b"tens of gigabytes")
+    hub.repositories["someone/glm"] = whole
+    adapter = TextToImagePipeline.from_pretrained("someone/glm", device="cpu").adapter
+    assert adapter.name == "glm_image"
+    assert sorted(path.name for path in (hub.cache / "someone/glm").iterdir()) == ["model_index.json", "processor", "vision_language_encoder"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import ablations
 import tables
 from ablation_cells import CLEAN, SCALES, STEPS, WINDOWS, Cell, Place, Plan
 from ablation_figures import best_windows, compression, quality
-from ablation_plots import PLOTS, draw
+from ablation_plots import PLOTS, plots, save
 from ablation_runs import Outcome, Runs
 from ablation_tables import ABLATION_TABLES
 from sjd2 import PRESETS
@@ -300,14 +300,14 @@ def test_every_table_shows_the_stored_figures(results, request, tmp_path):
     assert set(re.findall(r"images/ablations_(\w+)\.png", filled)) == set(PLOTS)
 
 
-def test_tables_of_what_was_not_run_are_absent(results, request, tmp_path):
+def test_tables_of_what_was_not_run_say_so(results, request, tmp_path):
     page = (Path(request.config.rootpath) / "docs" / "sjd2.md").read_text()
     (tmp_path / "empty").mkdir()
     empty = tables.filled(page, tmp_path / "empty")
-    assert re.findall(r"<!-- table \w+ -->\n(?!<!-- end -->)", empty) == []
+    assert re.findall(r"<!-- table \w+ -->\n(?!\*Not run yet\.\*\n<!-- end -->)", empty) == []
     part = results | {"groups": {"guidance": results["groups"]["guidance"]}}
     filled = tables.filled(empty, stored(part, tmp_path / "part"))
-    shown = re.findall(r"<!-- table (\w+) -->\n(?!<!-- end -->)", filled)
+    shown = re.findall(r"<!-- table (\w+) -->\n(?!\*Not run yet)", filled)
     assert shown == ["ablations_conditions", "ablations_guidance"]
     assert tables.filled(filled, tmp_path / "empty") == empty
 
@@ -351,7 +351,7 @@ def test_bold_is_what_exceeds_mc_sjd_by_more_than_chance():
 
 
 def test_plots_are_drawn_for_the_groups_that_were_run(results, tmp_path):
-    written = draw(results, tmp_path / "all")
+    written = save(plots(results), tmp_path / "all")
     assert [path.stem.removeprefix("ablations_") for path in written] == list(PLOTS)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    assert draw(results | {"groups": {}}, tmp_path / "none") == []
+    assert plots(results | {"groups": {}}) == []

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from sjd2 import __version__
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.cli import main as sjd2
+from support.cli import one_line_error
 
 PROMPT = "a red coat on a yellow background"
 
@@ -54,6 +55,29 @@ def test_json_holds_what_was_asked_for_and_what_was_decoded(tmp_path, pipeline):
         assert row["accepted_per_forward"] == report.accepted_per_forward
         assert row["seconds"] > 0
     assert len(list((tmp_path / "pictures").iterdir())) == 4
+
+
+@pytest.mark.parametrize(("option", "clean"), [("24", 24), ("0.5", 0.5)])
+def test_clean_slots_and_levels_are_those_of_the_python_door(tmp_path, pipeline, option, clean):
+    command = ["generate", PROMPT, "--method", "sjd2", "--clean", option, "--levels", "2", "--quiet", "-o", str(tmp_path / "coat.png")]
+    assert main([*command, "--json", str(tmp_path / "coat.json")]) == 0
+    (row,) = json.loads((tmp_path / "coat.json").read_text())
+    report = pipeline(PROMPT, method="sjd2", clean=clean, levels=2).reports[0]
+    assert (row["tokens"], row["forwards"]) == (report.tokens, report.forwards)
+    assert row["forwards"] != pipeline(PROMPT, method="sjd2").reports[0].forwards
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "jacobi", "--clean", "8"], "clean: only methods that denoise have it (sjd2, sjd2-relaxed), got 8 for jacobi"),
+        (["--method", "sjd2", "--levels", "0"], "levels: expected a whole number >= 1, got 0"),
+        (["--method", "sjd2", "--clean", "1.5"], "clean: expected a whole number >= 1, or a share of the window in (0.0, 1.0], got 1.5"),
+    ],
+)
+def test_bad_clean_slots_and_levels_are_named(options, message, tmp_path, capsys):
+    assert main(["generate", PROMPT, *options, "-o", str(tmp_path / "coat.png")]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_several_pictures_beside_one_file_name_are_numbered(tmp_path):
@@ -94,11 +118,7 @@ def test_errors_are_one_line_with_exit_code_1_and_leave_nothing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file, not a folder")
     assert main(["generate", PROMPT, *arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message in one_line_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
@@ -127,11 +147,7 @@ def test_damaged_weights_are_one_line_and_leave_nothing(tmp_path, monkeypatch, c
     shutil.copytree(EMBEDDED_MODEL, tmp_path / "model")
     damage(tmp_path / "model")
     assert main(["generate", PROMPT, "--model", "./model"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message in one_line_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sjd2 import TextToImagePipeline, load_adapter
 from sjd2.cli import main as sjd2
 from sjd2.training import FinetuneSettings, TuningNoise, finetune
+from support.cli import one_line_error
 from support.tuning import examples, write_images, write_tokens
 
 
@@ -213,10 +214,7 @@ def test_errors_are_one_line_and_leave_nothing(place, capsys, arguments, message
     write_tokens(place / "one.jsonl", 1)
     before = sorted(path.name for path in place.rglob("*"))
     assert command(*arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message in one_line_error(capsys)
     assert sorted(path.name for path in place.rglob("*")) == before
 
 

@@ -14,6 +14,7 @@ from ..cache import RaggedCache
 from ..decoding import Prompt
 from ..denoising import Denoising
 from .base import ImageRequest
+from .kept import kept
 from .refusals import check_config, check_placement
 
 __all__ = ["SlicedCausalLM", "column_bytes"]
@@ -24,6 +25,15 @@ def column_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+
+
+def _rows(values: Any) -> set[tuple[int, ...]]:
+    """The different rows of a tensor or list; of one with a single axis its values."""
+    return {tuple(row.tolist()) for row in torch.as_tensor(values).reshape(len(values), -1)}
+
+
+def _listed(rows: set[tuple[int, ...]]) -> str:
+    return " and ".join("*".join(map(str, row)) for row in sorted(rows))
 
 
 class SlicedCausalLM:
@@ -39,13 +49,15 @@ class SlicedCausalLM:
     Attributes:
         denoising: what the entry ``denoising`` of the configuration's ``sjd2`` says the model was tuned with.
         stored_dtype: of the weights where they were read from.
-        tells_images: arguments of ``generate`` that say no more than ``requested_grid`` has found.
+        entries: names of the configuration's ``sjd2`` that it reads, beside ``denoising``.
+        tells_images: arguments of ``generate`` that say no more than ``requested_grid`` has found, or are wrong (``told``).
         own_ids: see ``ImageRequest``.
 
     Raises:
         ValueError: a model whose forward the decoder cannot drive; see ``refusals``.
     """
 
+    entries: tuple[str, ...] = ()
     tells_images: tuple[str, ...] = ()
     own_ids = False
 
@@ -65,23 +77,29 @@ class SlicedCausalLM:
         """See ``Adapter.requested``: of a family whose adapter is made of a model and its processor, and says what grid a prompt asks for."""
         if processor is None:
             return None
-        family: Any = cls
-        adapter = family(model, processor)
+        adapter: Any = kept(cls, model, processor)
         grids = {adapter.requested_grid(row, inputs) for row in ids}
         if None in grids:
             return None
         if len(grids) > 1:
             sizes = " and ".join(f"{rows}*{columns}" for rows, columns in sorted(grids))
             raise ValueError(f"input_ids: expected prompts of one image size, got {sizes} tokens")
+        grid = grids.pop()
         for name in cls.tells_images:
-            inputs.pop(name, None)
-        return ImageRequest(adapter, adapter.layout(len(ids), grids.pop()), adapter.unconditional_ids(ids), cls.own_ids)
+            told, expected = inputs.pop(name, None), adapter.told(name, grid)
+            if told is not None and expected is not None and _rows(told) != expected:
+                raise ValueError(f"{name}: expected what the prompts say, rows of {_listed(expected)}, got {_listed(_rows(told))}")
+        return ImageRequest(adapter, adapter.layout(len(ids), grid), adapter.unconditional_ids(ids), cls.own_ids)
 
     def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """The grid of the image that a prompt, given as ids and the other ``inputs`` of ``generate``, asks for; ``None``: it asks for none.
 
         A family that overrides it gets images from ``sjd2.generate``; any other is decoded over its whole vocabulary there.
         """
+        return None
+
+    def told(self, name: str, grid: tuple[int, int]) -> set[tuple[int, ...]] | None:
+        """What the argument ``name`` of ``tells_images`` has for rows where ``grid`` is asked for, whatever their order; ``None``: anything."""
         return None
 
     def unconditional_ids(self, ids: Sequence[Sequence[int]]) -> list[list[int]] | None:
@@ -144,9 +162,15 @@ class SlicedCausalLM:
         return []
 
     def configured_grid(self, usual: tuple[int, int]) -> tuple[int, int]:
-        """The grid that the entry ``grid`` of the configuration's ``sjd2`` has, or else the ``usual`` one."""
-        rows, columns = (getattr(self.model.config, "sjd2", None) or {}).get("grid") or usual
-        return rows, columns
+        """The grid that the entry ``grid`` of the configuration's ``sjd2`` has, or else the ``usual`` one.
+
+        Raises:
+            ValueError: something else than rows and columns.
+        """
+        found = (getattr(self.model.config, "sjd2", None) or {}).get("grid") or usual
+        if not isinstance(found, (list, tuple)) or len(found) != 2 or not all(type(side) is int and side > 0 for side in found):
+            raise ValueError(f"adapter.grid: expected [rows, columns], whole numbers >= 1, got {found!r}")
+        return found[0], found[1]
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings ``[B, N, D]`` of ids of the whole vocabulary."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,6 +35,7 @@ from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import fitted_pixels, one_size, pictures
+from .processed import check_processor
 from .vqgan import FILES, VQGAN, read_vqgan
 
 __all__ = ["AnoleAdapter", "ChameleonAdapter", "LuminaMGPTAdapter"]
@@ -72,7 +74,8 @@ class ChameleonAdapter(SlicedCausalLM):
 
     model: ChameleonForConditionalGeneration
     #: See ``Adapter``.
-    name: str
+    name: str = "chameleon"
+    entries: tuple[str, ...] = ("grid",)
     grid: tuple[int, int]
     #: Names of the structural tokens, in the order of their slice ids.
     _structural: tuple[str, ...] = ()
@@ -87,14 +90,25 @@ class ChameleonAdapter(SlicedCausalLM):
         self.codes = torch.tensor([mapping.bpe2img[token] for token in image_ids])
         self.processor = processor
         self.text: Any = getattr(processor, "tokenizer", processor)
+        check_processor(self.text, "ChameleonProcessor or tokenizer", ("__call__",))
         if self.text(_END_OF_TURN, add_special_tokens=False)["input_ids"] != [self._id(_END_OF_TURN)]:
             raise ValueError(f"processor: expected a tokenizer with {_END_OF_TURN} as token {self._id(_END_OF_TURN)}, got another one")
-        vqmodel, vq_config = getattr(model.model, "vqmodel", None), cast(ChameleonVQVAEConfig, model.config.vq_config)
-        if vqgan is None and vqmodel is not None and not vqmodel.encoder.conv_in.weight.is_meta:
-            vqgan = VQGAN(vq_config, vqmodel.state_dict(), torch.promote_types(self.dtype, torch.float32))
-        self.vqgan = vqgan
+        if vqgan is not None:
+            self.vqgan = vqgan
         #: Pixels along a token's side.
-        self.patch: int = 2 ** (len(vq_config.channel_multiplier) - 1)
+        self.patch: int = 2 ** (len(self._vq_config.channel_multiplier) - 1)
+
+    @property
+    def _vq_config(self) -> ChameleonVQVAEConfig:
+        return cast(ChameleonVQVAEConfig, self.model.config.vq_config)
+
+    @cached_property
+    def vqgan(self) -> VQGAN | None:
+        """The image tokenizer: what was given, or the encoder in the model; made when it is first needed."""
+        vqmodel = getattr(self.model.model, "vqmodel", None)
+        if vqmodel is None or vqmodel.encoder.conv_in.weight.is_meta:
+            return None
+        return VQGAN(self._vq_config, vqmodel.state_dict(), torch.promote_types(self.dtype, torch.float32))
 
     @classmethod
     def load(
@@ -246,6 +260,7 @@ class AnoleAdapter(ChameleonAdapter):
     """
 
     name = "anole"
+    entries = ()
     defaults = SamplingDefaults(guidance_scale=3.0, temperature=0.7, top_p=0.9)
 
     def __init__(self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor | PreTrainedTokenizerBase, vqgan: VQGAN | None = None):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import nn
-from transformers import AutoProcessor, Emu3ForConditionalGeneration, Emu3Processor, PretrainedConfig
+from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from ..decoding import TokenLayout
 from .base import SamplingDefaults
-from .causal_lm import SlicedCausalLM
-from .loading import load_model
+from .processed import ProcessorModel
 
 __all__ = ["Emu3Adapter"]
 
@@ -26,10 +24,12 @@ _NEGATIVE_PROMPT = (
 )
 
 
-class Emu3Adapter(SlicedCausalLM):
+class Emu3Adapter(ProcessorModel):
     """Prompts are taken as they are; the published code appends `` masterpiece, film grained, best quality.`` to them.
 
     An image of H × W tokens is H rows of W image tokens and an end-of-line token, then the tokens end-of-frame, end-of-image and end-of-text.
+
+    Checkpoints are in the format of Transformers, such as BAAI/Emu3-Gen-hf.
 
     Args:
         model: loaded by Transformers.
@@ -40,7 +40,10 @@ class Emu3Adapter(SlicedCausalLM):
     """
 
     model: Emu3ForConditionalGeneration
+    model_class, processor_class = Emu3ForConditionalGeneration, "Emu3Processor"
+    processor_parts = ("tokenizer", "image_processor", "image_start_token", "fake_token_around_image", "eof_token")
     name = "emu3"
+    entries = ("grid",)
     tells_images = ("image_sizes",)
     defaults = SamplingDefaults(guidance_scale=3.0, top_k=2048, negative_prompt=_NEGATIVE_PROMPT)
 
@@ -49,7 +52,7 @@ class Emu3Adapter(SlicedCausalLM):
         image_ids = mapping.image_tokens
         if image_ids != list(range(image_ids[0], image_ids[0] + len(image_ids))):
             raise ValueError("model: expected image tokens with ids in one range, got gaps in config.vocabulary_map")
-        text = processor.tokenizer
+        text = self.checked(processor).tokenizer
         ends = {
             "end of line": mapping.eol_token_id,
             "end of frame": text.convert_tokens_to_ids(processor.eof_token),
@@ -59,24 +62,9 @@ class Emu3Adapter(SlicedCausalLM):
         for kind, token in ends.items():
             if token is None:
                 raise ValueError(f"processor: expected an {kind} token, got none in its tokenizer")
-        super().__init__(model, image_ids[0], len(image_ids), tuple(ends.values()))
-        self.processor = processor
+        super().__init__(model, processor, image_ids[0], len(image_ids), tuple(ends.values()))
         self._patch: int = model.model.vqmodel.spatial_scale_factor
         self.grid = self.configured_grid((90, 90))
-
-    @classmethod
-    def load(
-        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
-    ) -> Emu3Adapter:
-        """Read a checkpoint in the format of Transformers, such as BAAI/Emu3-Gen-hf, with its processor.
-
-        Raises:
-            OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
-        """
-        model, stored = load_model(Emu3ForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
-        adapter = cls(model, AutoProcessor.from_pretrained(folder, local_files_only=True))
-        adapter.stored_dtype = stored
-        return adapter
 
     def frozen_parts(self) -> list[nn.Module]:
         """See ``Adapter.frozen_parts``."""
@@ -91,17 +79,9 @@ class Emu3Adapter(SlicedCausalLM):
         digits = re.fullmatch(r"(\d+)\*(\d+)", text.decode(ids[len(ids) - ids[::-1].index(start) : -1]))
         return (int(digits[1]), int(digits[2])) if digits else None
 
-    def save_pretrained(self, folder: Path) -> None:
-        """See ``Adapter.save_pretrained``."""
-        nn.Module.to(self.model, self.stored_dtype)
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which decoding finds."""
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("prompt: expected a caption, got an empty string")
+    def told(self, name: str, grid: tuple[int, int]) -> set[tuple[int, ...]] | None:
+        """See ``SlicedCausalLM.told``: sizes in tokens."""
+        return {grid}
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """See ``Adapter.grid_of``: whole tokens along both sides."""

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from sjd2_kernels import LogitsProcessing
 
 from ..decoding import TokenLayout
-from .base import SamplingDefaults
+from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
 from .loading import load_model
 from .pixels import one_size, pictures
 from .probe import check_logits
+from .processed import check_processor
 from .refusals import check_config, check_forward
 
 __all__ = ["GenericAdapter", "ImageFields"]
@@ -120,6 +121,7 @@ class GenericAdapter(SlicedCausalLM):
     """
 
     name = "generic"
+    entries = tuple(field.name for field in fields(ImageFields))
 
     def __init__(
         self,
@@ -168,6 +170,13 @@ class GenericAdapter(SlicedCausalLM):
         adapter = cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), decode)
         adapter.stored_dtype = stored
         return adapter
+
+    @classmethod
+    def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
+        """See ``Adapter.requested``; the processor is the tokenizer."""
+        if processor is not None:
+            check_processor(processor, "tokenizer", ("__call__", "save_pretrained"))
+        return super().requested(model, ids, inputs, processor)
 
     def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """See ``SlicedCausalLM.requested_grid``: a prompt that ends as ``ImageFields.prompt`` does, and holds no image."""

@@ -6,18 +6,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoProcessor, GlmImageForConditionalGeneration, PretrainedConfig
+from transformers import GlmImageForConditionalGeneration
 
 from ..decoding import TokenLayout
 from .base import SamplingDefaults
-from .causal_lm import SlicedCausalLM
-from .loading import load_model
 from .pixels import fitted_images
+from .processed import ProcessorModel
 
 __all__ = ["GlmImageAdapter"]
 
@@ -42,7 +41,7 @@ def _places(grids: Sequence[tuple[int, int]]) -> torch.Tensor:
     return torch.cat([*parts, torch.full((3, 1), start)], dim=1)
 
 
-class GlmImageAdapter(SlicedCausalLM):
+class GlmImageAdapter(ProcessorModel):
     """Images of any size whose sides are multiples of 32 pixels; the end marker is forced behind the last token.
 
     Tokens are those of the draft, of the image, and the end marker. Codes alone are drawn, and none of the ids for other uses that the model's
@@ -54,31 +53,24 @@ class GlmImageAdapter(SlicedCausalLM):
     """
 
     model: GlmImageForConditionalGeneration
+    model_class, processor_class = GlmImageForConditionalGeneration, "GlmImageProcessor"
+    processor_parts = ("tokenizer", "image_processor", "grid_bos_token", "grid_eos_token")
     name = "glm_image"
-    tells_images = ("image_grid_thw", "images_per_sample", "position_ids")
+    entries = ("grid",)
+    tells_images = ("image_grid_thw", "images_per_sample")
     defaults = SamplingDefaults(guidance_scale=1.0, temperature=0.9, top_p=0.75)
 
     def __init__(self, model: GlmImageForConditionalGeneration, processor: Any):
         codes: Any = model.config.vq_config
-        super().__init__(model, 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
-        self.processor = processor
+        super().__init__(model, processor, 0, codes.num_embeddings, structural_ids=(model.config.image_end_token_id,))
         self.grid = self.configured_grid((32, 32))
 
     @classmethod
-    def load(
-        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
-    ) -> GlmImageAdapter:
-        """Read a folder with the model and its processor, or the model's folder beside that of its processor, as diffusers stores them.
-
-        Raises:
-            OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
-        """
-        model, stored = load_model(GlmImageForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
+    def processor_folder(cls, folder: Path) -> Path:
+        """See ``ProcessorModel.processor_folder``: beside the model's folder where that has none, as diffusers stores them."""
         beside = folder.parent / "processor"
-        processor = AutoProcessor.from_pretrained(beside if _is_without_processor(folder) and beside.is_dir() else folder, local_files_only=True)
-        adapter = cls(model, processor)
-        adapter.stored_dtype = stored
-        return adapter
+        within = any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+        return folder if within or not beside.is_dir() else beside
 
     @property
     def missing_decoder(self) -> str | None:
@@ -100,24 +92,21 @@ class GlmImageAdapter(SlicedCausalLM):
         rows, columns, *draft = (int(side) for side in sizes.groups())
         return (rows, columns) if tuple(draft) == _draft_grid((rows, columns)) else None
 
+    def told(self, name: str, grid: tuple[int, int]) -> set[tuple[int, ...]] | None:
+        """See ``SlicedCausalLM.told``: grids of one frame, of the image and its draft, and how many those are."""
+        return {(2,)} if name == "images_per_sample" else {(1, *grid), (1, *_draft_grid(grid))}
+
     def frozen_parts(self) -> list[nn.Module]:
         """See ``Adapter.frozen_parts``."""
         return [self.model.model.visual, self.model.model.vqmodel]
-
-    def save_pretrained(self, folder: Path) -> None:
-        """See ``Adapter.save_pretrained``."""
-        nn.Module.to(self.model, self.stored_dtype)
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """See ``Adapter.check_prompts``."""
         size = self.processor.grid_bos_token
         for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("prompt: expected a caption, got an empty string")
             if size in prompt:
                 raise ValueError(f"prompt: expected a caption without {size}, got {prompt!r}; give the size as height and width")
+        super().check_prompts(prompts)
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """See ``Adapter.grid_of``: any multiples of 32."""
@@ -179,7 +168,3 @@ class GlmImageAdapter(SlicedCausalLM):
         features = backbone.visual(inputs["pixel_values"].to(self.dtype), grid_thw=inputs["image_grid_thw"]).pooler_output
         features = features.view(len(images), *grid, -1).permute(0, 3, 1, 2)
         return backbone.vqmodel.encode(features).image_tokens.view(len(images), -1).cpu()
-
-
-def _is_without_processor(folder: Path) -> bool:
-    return not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))

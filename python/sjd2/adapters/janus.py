@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoProcessor, JanusForConditionalGeneration, JanusProcessor, PretrainedConfig
+from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from ..decoding import TokenLayout
 from .base import SamplingDefaults
-from .causal_lm import SlicedCausalLM
-from .loading import load_model
 from .pixels import one_size
+from .processed import ProcessorModel
 from .vq import codes_of, pixels_per_token
 
 __all__ = ["JanusAdapter"]
 
 
-class JanusAdapter(SlicedCausalLM):
+class JanusAdapter(ProcessorModel):
     """Prompts are one turn of a chat, in the processor's own template; images are square and of one size, without end-of-line tokens.
 
     The unconditional partner of a prompt is the prompt with padding in the place of its ids, all but begin-of-text and begin-of-image, and the
     model sees the padding. A negative prompt is a turn of its own.
+
+    Checkpoints are in the format of Transformers, such as deepseek-community/Janus-Pro-7B.
 
     Args:
         model: a ``JanusForConditionalGeneration``.
@@ -37,36 +37,24 @@ class JanusAdapter(SlicedCausalLM):
 
     name = "janus"
     model: JanusForConditionalGeneration
+    model_class, processor_class = JanusForConditionalGeneration, "JanusProcessor"
+    processor_parts = ("tokenizer", "image_processor", "chat_template", "image_start_token")
     defaults = SamplingDefaults(guidance_scale=5.0)
     tells_images, own_ids = ("generation_mode",), True
 
     def __init__(self, model: JanusForConditionalGeneration, processor: JanusProcessor):
         vq_config: Any = model.config.vq_config
-        super().__init__(model, 0, vq_config.num_embeddings)
+        super().__init__(model, self.checked(processor), 0, vq_config.num_embeddings)
         ids = model.generation_config
         for name in ("pad_token_id", "bos_token_id"):
             if not isinstance(getattr(ids, name), int):
                 raise ValueError(f"model: expected a generation_config with one {name}, got {getattr(ids, name)}")
         if processor.chat_template is None:
             raise ValueError("processor: expected one with a chat template, got none")
-        self.processor, self._padding = processor, ids.pad_token_id
+        self._padding = ids.pad_token_id
         self._kept = {ids.bos_token_id, processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)}
         side = vq_config.num_patches
         self.grid: tuple[int, int] = (side, side)
-
-    @classmethod
-    def load(
-        cls, folder: Path, config: PretrainedConfig, *, device: torch.device, dtype: torch.dtype | Literal["auto"], **options: Any
-    ) -> JanusAdapter:
-        """Read a checkpoint in the format of Transformers, such as deepseek-community/Janus-Pro-7B, with its processor.
-
-        Raises:
-            OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
-        """
-        model, stored = load_model(JanusForConditionalGeneration, folder, config, device=device, dtype=dtype, **options)
-        adapter = cls(model, AutoProcessor.from_pretrained(folder, local_files_only=True))
-        adapter.stored_dtype = stored
-        return adapter
 
     def requested_grid(self, ids: Sequence[int], inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """See ``SlicedCausalLM.requested_grid``: the mode tells, as it does the model's own ``generate``."""
@@ -75,12 +63,6 @@ class JanusAdapter(SlicedCausalLM):
     def unconditional_ids(self, ids: Sequence[Sequence[int]]) -> list[list[int]] | None:
         """See ``ImageRequest.negative_ids``."""
         return [self._unconditional(row) for row in ids]
-
-    def save_pretrained(self, folder: Path) -> None:
-        """See ``Adapter.save_pretrained``."""
-        torch.nn.Module.to(self.model, self.stored_dtype)
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """See ``DecodableModel.embed``: an embedding and an MLP that belong to images."""
@@ -98,12 +80,6 @@ class JanusAdapter(SlicedCausalLM):
         inner, head = self.model.model, self.model.lm_head
         speaks_only = head.weight is not self._embedding.weight
         return [inner.vision_model, inner.aligner, inner.vqmodel, *([head] if speaks_only else [])]
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """See ``Adapter.check_prompts``; too long is what leaves no room for an image, which decoding finds."""
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("prompt: expected a caption, got an empty string")
 
     def grid_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """See ``Adapter.grid_of``: there is one size."""

@@ -111,6 +111,7 @@ class LlamaGenAdapter(SlicedCausalLM):
 
     model: LlamaForCausalLM
     name = "llamagen"
+    entries = ("grid",)
     defaults = SamplingDefaults(guidance_scale=7.5, top_k=1000)
 
     def __init__(

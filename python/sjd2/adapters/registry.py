@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .base import Adapter
 from .refusals import check_config
 
-__all__ = ["EMBEDDED_MODEL", "adapter_class", "load_adapter"]
+__all__ = ["EMBEDDED_MODEL", "adapter_class", "has_family", "load_adapter"]
 
 #: Module and class by the adapter's name: imported when needed.
 _ADAPTERS = {
@@ -31,11 +32,18 @@ _ADAPTERS = {
     "glm_image": ("glm_image", "GlmImageAdapter"),
     "generic": ("generic", "GenericAdapter"),
 }
+#: Keywords of an adapter's ``load`` that are no words about the model.
+_NOT_TOLD = ("device", "dtype", "decode")
+
 #: Adapters by the ``model_type`` of a configuration.
 _FAMILIES = {"emu3": "emu3", "chameleon": "chameleon", "janus": "janus", "glm_image": "glm_image"}
+#: The other way round; ``generic`` takes any.
+_MODEL_TYPES = {name: kind for kind, name in _FAMILIES.items()} | {
+    "anole": "chameleon", "lumina_mgpt": "chameleon", "llamagen": "llama", "tiny_scenes": "llama",
+}  # fmt: skip
 
-#: Where repositories of diffusers keep their autoregressive model.
-_IN_DIFFUSERS = "vision_language_encoder"
+#: Where repositories of diffusers keep their autoregressive model, and beside it its processor; what shows that a repository is one.
+_IN_DIFFUSERS, _BESIDE_IN_DIFFUSERS, _DIFFUSERS_INDEX = "vision_language_encoder", "processor", "model_index.json"
 
 #: Folder of the model that ships with the package.
 EMBEDDED_MODEL = Path(__file__).parent.parent / "tiny_scenes" / "weights"
@@ -52,7 +60,10 @@ def _local_folder(model: str | Path, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), **fetch))
+        first = Path(snapshot_download(str(model), allow_patterns=["config.json", _DIFFUSERS_INDEX], **fetch))
+        # A pipeline of diffusers is mostly what makes pixels of tokens, tens of gigabytes that nothing here reads.
+        parts = [_DIFFUSERS_INDEX, f"{_IN_DIFFUSERS}/*", f"{_BESIDE_IN_DIFFUSERS}/*"] if (first / _DIFFUSERS_INDEX).is_file() else None
+        return Path(snapshot_download(str(model), allow_patterns=parts, **fetch))
     except Exception as error:  # no network, no such repository, no access: each its own kind
         raise FileNotFoundError(f"model: {str(model)!r} is no folder here and could not be fetched from the hub: {error}") from error
 
@@ -66,6 +77,11 @@ def _device(device: torch.device | str | None) -> torch.device:
     if found is None or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device: expected one of {', '.join(available)}, got {str(device)!r}")
     return found
+
+
+def has_family(config: PretrainedConfig) -> bool:
+    """Whether an adapter exists for models of this type, whatever their configuration says under ``sjd2``."""
+    return config.model_type in _FAMILIES
 
 
 def adapter_class(config: PretrainedConfig) -> Any:
@@ -84,8 +100,27 @@ def adapter_class(config: PretrainedConfig) -> Any:
             f"model: expected one that an adapter exists for ({', '.join(_ADAPTERS)}), got {found}; where the image tokens lie in another model "
             "can be told as adapter={'image_id_start': …, 'image_ids': …, 'grid': …}, see docs/models.md"
         )
+    if _MODEL_TYPES.get(name, config.model_type) != config.model_type:
+        raise ValueError(f"adapter: expected one for model type {config.model_type!r}, got {name}, which drives {_MODEL_TYPES[name]!r}")
     module, kind = _ADAPTERS[name]
     return getattr(import_module(f".{module}", __package__), kind)
+
+
+def _divided(kind: Any, told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an adapter is ``told``, as entries of the configuration's ``sjd2``, and as keywords of its ``load``.
+
+    Raises:
+        ValueError: names that it knows nothing of.
+    """
+    keywords = [name for name, one in signature(kind.load).parameters.items() if one.kind is one.KEYWORD_ONLY and name not in _NOT_TOLD]
+    names = [*kind.entries, *(name for name in keywords if name not in kind.entries)]
+    if unknown := sorted(told.keys() - set(names)):
+        known = f"fields of {', '.join(names)} (for {kind.name})" if names else f"none for {kind.name}"
+        raise ValueError(f"adapter: expected {known}, got {', '.join(unknown)}")
+    return (
+        {name: value for name, value in told.items() if name in kind.entries},
+        {name: value for name, value in told.items() if name not in kind.entries},
+    )
 
 
 def load_adapter(
@@ -100,18 +135,19 @@ def load_adapter(
 
     Args:
         model: a folder or a hub name, also of a pipeline of diffusers around the model; ``None`` for the embedded model.
-        adapter: entries that go before those of the configuration's ``sjd2``: ``grid``, or for a family without an adapter of its own the fields
-            of ``generic.ImageFields``.
+        adapter: what the configuration does not say, by name: ``adapter``, which one it is; what its ``load`` takes (of Chameleon ``variant``,
+            ``vqgan``, ``tokenizer``); and entries that go before those of the configuration's ``sjd2``: ``grid``, ``target_size``, or for a family
+            without an adapter of its own the fields of ``generic.ImageFields``.
         device: default: the GPU if there is one.
         dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
         options: of the model's ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a device that is not there, damaged files, or a model that no adapter exists for.
+        ValueError: a device that is not there, damaged files, a model that no adapter exists for, or entries that its adapter does not know.
     """
     folder = EMBEDDED_MODEL if model is None else _local_folder(model, options)
-    if (folder / "model_index.json").is_file() and (folder / _IN_DIFFUSERS).is_dir():
+    if (folder / _DIFFUSERS_INDEX).is_file() and (folder / _IN_DIFFUSERS).is_dir():
         folder = folder / _IN_DIFFUSERS
     target = _device(device)
     dtype = options.pop("torch_dtype", None) if dtype is None else dtype  # its name before Transformers 5
@@ -125,8 +161,13 @@ def load_adapter(
         if not isinstance(adapter, Mapping):
             raise ValueError(f"adapter: expected fields by name, got {adapter!r}")
         unnamed = {} if config.model_type in _FAMILIES else {"adapter": "generic"}
-        config.update({"sjd2": {**unnamed, **(getattr(config, "sjd2", None) or {}), **adapter}})
+        named = {"adapter": adapter["adapter"]} if "adapter" in adapter else {}
+        config.update({"sjd2": {**unnamed, **(getattr(config, "sjd2", None) or {}), **named}})
     kind = adapter_class(config)
+    if adapter is not None:
+        entries, keywords = _divided(kind, {name: value for name, value in adapter.items() if name != "adapter"})
+        config.update({"sjd2": {**(getattr(config, "sjd2", None) or {}), **entries}})
+        options = {**keywords, **options}
     try:
         return kind.load(folder, config, device=target, dtype=dtype, **options)
     except Exception as error:  # safetensors, json, torch and Transformers each raise their own kinds

@@ -15,6 +15,7 @@ from ..decoding import TokenLayout
 from ..tiny_scenes.fsq import FSQTokenizer
 from .base import ImageRequest, SamplingDefaults
 from .causal_lm import SlicedCausalLM
+from .kept import kept
 from .loading import load_model
 from .pixels import fitted_pixels, one_size, pictures
 
@@ -25,6 +26,7 @@ class TinyScenesAdapter(SlicedCausalLM):
     """Prompts are captions such as ``a red coat on a yellow background``; images are 32×32 pixels, 256 tokens."""
 
     name = "tiny_scenes"
+    entries = ("image_id_start", "image_ids", "grid")
     defaults = SamplingDefaults(guidance_scale=2.0, temperature=0.9, top_k=100)
 
     def __init__(self, model: PreTrainedModel, text: PreTrainedTokenizerBase, tokenizer: FSQTokenizer):
@@ -53,7 +55,7 @@ class TinyScenesAdapter(SlicedCausalLM):
         fields = model.config.sjd2
         if any(token >= fields["image_id_start"] for row in ids for token in row):
             return None
-        sliced = SlicedCausalLM(model, fields["image_id_start"], fields["image_ids"])
+        sliced = kept(SlicedCausalLM, model, fields["image_id_start"], fields["image_ids"])
         return ImageRequest(sliced, TokenLayout.grid(len(ids), *fields["grid"], device=sliced.device))
 
     def save_pretrained(self, folder: Path) -> None:

@@ -28,6 +28,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "window": (int, str),
     "initialisation": (str,),
     "keep_ratio": _NUMBER,
+    "clean": _NUMBER,
+    "levels": (int,),
     "guidance_scale": _NUMBER,
     "temperature": _NUMBER,
     "top_k": (int,),

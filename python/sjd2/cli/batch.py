@@ -17,7 +17,8 @@ from ..batch import CHUNK, Actors, BatchFolder, Job, Tally, Worker, read_jobs, r
 from ..batch.jobs import SETTINGS
 from ..batch.worker import check_settings
 from ..pipeline import TextToImagePipeline
-from .options import add_method_options, add_model_options, add_picture_options, methods_help
+from .model_options import adapter_entries, add_model_options
+from .options import add_denoising_options, add_method_options, add_picture_options, methods_help
 
 __all__ = ["add_parser"]
 
@@ -60,6 +61,7 @@ def add_parser(commands: Any) -> None:
     add("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
     add_method_options(parser)
+    add_denoising_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
     add(
@@ -115,7 +117,15 @@ def run(options: argparse.Namespace) -> int:
     jobs = _jobs(options, shard)
     folder = BatchFolder(options.output, shard)
     digest = hashlib.sha256(Path(options.prompts).read_bytes()).hexdigest()[:16]
-    asked = {"prompts": digest, "model": options.model, "dtype": options.dtype, "seed": options.seed, "num_images": options.num_images, **settings}
+    asked = {
+        "prompts": digest,
+        "model": options.model,
+        "adapter": adapter_entries(options),
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "num_images": options.num_images,
+        **settings,
+    }
     with folder.held(asked):
         recorded = folder.recorded()
         if options.retry_failed or recorded.keys() != {row["id"] for row in folder.rows()}:
@@ -141,7 +151,7 @@ def _work(
     if not left:
         return Tally(before=total)
     dtype = options.dtype if options.dtype in (None, "auto") else getattr(torch, options.dtype)
-    load = partial(TextToImagePipeline.from_pretrained, options.model, device=options.device, dtype=dtype)
+    load = partial(TextToImagePipeline.from_pretrained, options.model, adapter=adapter_entries(options), device=options.device, dtype=dtype)
     how = {"settings": settings, "batch_size": batch_size, "tokens": options.tokens}
     if options.ray is not None:
         pool = Actors(actors, options.gpus_per_actor, options.cpus_per_actor, options.ray)

@@ -11,7 +11,8 @@ from ..pipeline import TextToImagePipeline
 from ..plotting import require_matplotlib
 from ..prompt_files import read_prompt_file
 from ..tiny_scenes.prompts import held_out_prompts
-from .options import add_method_options, add_model_options, add_picture_options, methods_help
+from .model_options import adapter_entries, add_model_options
+from .options import add_method_options, add_picture_options, methods_help
 
 __all__ = ["add_parser"]
 
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             raise ImportError(f"{error}; or go without by --no-plots") from error
     prompts = _prompts(options)
     Store(options.output)  # whether results can be written is known before the model is loaded
-    pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
+    pipeline = TextToImagePipeline.from_pretrained(options.model, adapter=adapter_entries(options), device=options.device)
     defaults = pipeline.adapter.defaults
     settings = BenchSettings(
         prompts=tuple(prompts),

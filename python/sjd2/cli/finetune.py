@@ -6,6 +6,8 @@ import argparse
 import functools
 from typing import Any
 
+from .model_options import adapter_entries, add_model_options
+
 __all__ = ["add_parser"]
 
 _EPILOG = """data:
@@ -39,8 +41,7 @@ def add_parser(commands: Any) -> None:
     add("--data", required=True, metavar="DIR_OR_FILE", help="what to train on, see below")
     add("-o", "--output", required=True, metavar="DIR", help="the folder to make; while training, checkpoints lie in DIR.tuning")
     add("--own-drafts", action="store_true", help="tune on what the model drafts for prompts, with the model as it is as teacher")
-    add("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
-    add("--device", metavar="D", help="cpu or cuda (default: the GPU if there is one)")
+    add_model_options(parser)
     add("--eval-data", metavar="DIR_OR_FILE", help="what to evaluate on (default: a held-out share of the data)")
     add("--held-out", type=float, default=0.05, metavar="SHARE", help="share of the data to evaluate on; 0: no evaluation (default: %(default)s)")
     length = parser.add_mutually_exclusive_group()
@@ -50,7 +51,7 @@ def add_parser(commands: Any) -> None:
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step (default: %(default)s)")
     add("--learning-rate", type=float, metavar="R", help="highest; 3 %% warm-up, then a cosine (default: 2e-5, with LoRA 2e-4)")
     add("--seed", type=int, default=0, metavar="N", help="of order, noise and captions dropped (default: %(default)s)")
-    add("--drop-captions", type=float, metavar="SHARE", help="share of captions left empty, for guidance (default: 0.1)")
+    add("--drop-captions", type=float, metavar="SHARE", help="share of captions left out, for guidance (default: 0.1)")
     add("--lora", type=int, metavar="RANK", help="train low-rank adapters, merged into the weights at the end (default: all parameters)")
     add("--gradient-checkpointing", action="store_true", help="less memory, about a third more time")
     add("--bf16", action="store_true", help="multiply in bfloat16")
@@ -118,5 +119,14 @@ def run(options: argparse.Namespace) -> int:
         **{name: value for name, value in of_data.items() if value is not None},
     )
     report = (lambda line: None) if options.quiet else functools.partial(print, flush=True)
-    finetune(options.data, options.output, settings, model=options.model, eval_data=options.eval_data, device=options.device, report=report)
+    finetune(
+        options.data,
+        options.output,
+        settings,
+        model=options.model,
+        adapter=adapter_entries(options),
+        eval_data=options.eval_data,
+        device=options.device,
+        report=report,
+    )
     return 0

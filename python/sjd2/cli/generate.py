@@ -11,7 +11,8 @@ from typing import Any
 from ..files import write_atomically
 from ..pipeline import PipelineOutput, TextToImagePipeline
 from ..tracing import Recorder, traces_of
-from .options import add_method_options, add_model_options, add_picture_options, methods_help
+from .model_options import adapter_entries, add_model_options
+from .options import add_denoising_options, add_method_options, add_picture_options, methods_help
 from .output import PictureFiles, checked_json_path, trace_paths
 
 __all__ = ["add_parser"]
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
     add("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
     add_method_options(parser)
+    add_denoising_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
     add("--batch-size", type=int, default=8, metavar="N", help="pictures decoded together (default: %(default)s)")
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     json_path = checked_json_path(options.json)
     traces = trace_paths(options.trace, len(prompts))
     recorder = Recorder() if traces else None
-    pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
+    pipeline = TextToImagePipeline.from_pretrained(options.model, adapter=adapter_entries(options), device=options.device)
     missing = pipeline.adapter.missing_decoder
     if missing is not None and json_path is None:
         raise ValueError(f"--json: needed where there is nothing but tokens to write: {missing}")
@@ -82,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         window=options.window,
         initialisation=options.initialisation,
         keep_ratio=options.keep_ratio,
+        clean=options.clean,
+        levels=options.levels,
         guidance_scale=options.guidance_scale,
         temperature=options.temperature,
         top_k=options.top_k,

@@ -7,7 +7,7 @@ import argparse
 from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 
-__all__ = ["add_method_options", "add_model_options", "add_picture_options", "methods_help"]
+__all__ = ["add_denoising_options", "add_method_options", "add_picture_options", "methods_help"]
 
 
 def methods_help() -> str:
@@ -22,6 +22,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     add("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ and sjd2-relaxed (default: the method's)")
     add("--top-k", type=int, metavar="K", help="0 keeps all ids (default: the model's)")
     add("--top-p", type=float, metavar="P", help="1 keeps all ids (default: the model's)")
+    add("--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)")
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +33,16 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     add("--width", type=int, metavar="PIXELS", help="of the pictures")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where it runs."""
+def add_denoising_options(parser: argparse.ArgumentParser) -> None:
+    """Noise of the methods that denoise."""
     add = parser.add_argument
-    add("--model", metavar="NAME_OR_PATH", help="a folder or hub name (default: the model that ships with the package)")
-    add("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
-    add("--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)")
+    add("--clean", type=_slots, metavar="N_OR_SHARE", help="of sjd2: slots in front without noise, as 24 or as 0.75 of the window")
+    add("--levels", type=int, metavar="K", help="of sjd2: noise levels, spaced as Karras et al. do (default: as the model was tuned)")
+
+
+def _slots(text: str) -> int | float:
+    """A number of slots, or a share of them."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, or a share such as 0.75, got {text!r}") from None

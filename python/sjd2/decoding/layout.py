@@ -42,7 +42,7 @@ class TokenLayout:
     ) -> TokenLayout:
         """B images of ``height`` × ``width`` tokens in raster order, with the structural ids ``row_end`` behind every row and ``end`` behind all."""
         one = ([-1] * width + list(row_end)) * height + list(end)
-        forced = torch.tensor(one, dtype=torch.int64, device=device).expand(batch_size, -1)
+        forced = torch.tensor(one, dtype=torch.int64, device=device).repeat(batch_size, 1)
         return cls(forced, torch.full((batch_size,), len(one), dtype=torch.int64, device=device), row_stride=width + len(row_end))
 
     def select(self, rows: torch.Tensor) -> TokenLayout:

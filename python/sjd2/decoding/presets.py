@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from sjd2_kernels import Rule
 
+from ..arguments import number, whole
+from ..denoising.levels import NoiseLevels
 from ..denoising.settings import Denoising
 
 __all__ = ["INITIALISATIONS", "PRESETS", "Exactness", "Initialisation", "Preset", "resolve_preset", "tuned_preset", "untuned_notice"]
@@ -74,25 +76,33 @@ def resolve_preset(
     window: int | None = None,
     initialisation: str | None = None,
     keep_ratio: float | None = None,
+    clean: int | float | None = None,
+    levels: int | NoiseLevels | None = None,
+    tuned: Denoising | None = None,
 ) -> Preset:
     """The preset called ``method`` with any of its settings replaced.
 
+    Args:
+        method: a name, or a preset.
+        window, initialisation, keep_ratio: see :class:`Preset`.
+        clean, levels: of a method that denoises, see ``Denoising``; a number K of levels is spaced as Karras et al. do.
+        tuned: what a model was tuned with; a method that is given by its name takes levels, timestep tokens and normalisation from it.
+
     Raises:
-        ValueError: an unknown method or initialisation, a window below 1, a window other than 1 for ``ar``, or a
-            ``keep_ratio`` that is negative or given to a method without one.
+        ValueError: an unknown method or initialisation, a window below 1, a window other than 1 for ``ar``, a ``keep_ratio`` that is negative or
+            given to a method without one, ``clean`` or ``levels`` out of their range or for a method that does not denoise.
     """
     if isinstance(method, Preset):
         preset = method
-    elif method in PRESETS:
-        preset = PRESETS[method]
+    elif isinstance(method, str) and method in PRESETS:
+        preset = PRESETS[method] if tuned is None else tuned_preset(PRESETS[method], tuned)
     else:
         raise ValueError(f"method: expected one of {', '.join(PRESETS)}, got {method!r}")
     if window is not None:
-        if isinstance(window, bool) or int(window) != window or window < 1:
-            raise ValueError(f"window: expected a whole number >= 1, got {window!r}")
+        window = whole("window", window, 1)
         if preset.name == "ar" and window != 1:
             raise ValueError(f"window: ar decodes one token per forward, so only 1 is possible, got {window}")
-        preset = replace(preset, window=int(window))
+        preset = replace(preset, window=window)
     if initialisation is not None:
         if initialisation not in INITIALISATIONS:
             raise ValueError(f"initialisation: expected one of {', '.join(INITIALISATIONS)}, got {initialisation!r}")
@@ -100,10 +110,24 @@ def resolve_preset(
     if keep_ratio is not None:
         if preset.rule is not Rule.KEEP_RATIO:
             raise ValueError(f"keep_ratio: only sjd++ and sjd2-relaxed have one, got {keep_ratio} for {preset.name}")
-        if not keep_ratio >= 0:
+        if not number("keep_ratio", keep_ratio) >= 0:
             raise ValueError(f"keep_ratio: expected a number >= 0, got {keep_ratio}")
         preset = replace(preset, keep_ratio=keep_ratio)
+    if clean is not None or levels is not None:
+        preset = _denoised(preset, clean, levels)
     return preset
+
+
+def _denoised(preset: Preset, clean: int | float | None, levels: int | NoiseLevels | None) -> Preset:
+    """With clean slots and levels of its own, where they are given."""
+    if preset.denoising is None:
+        name, value = ("clean", clean) if clean is not None else ("levels", levels)
+        denoising = ", ".join(one.name for one in _ALL if one.denoising is not None)
+        raise ValueError(f"{name}: only methods that denoise have it ({denoising}), got {value!r} for {preset.name}")
+    given: dict[str, Any] = {} if clean is None else {"clean": clean}
+    if levels is not None:
+        given["levels"] = levels if isinstance(levels, NoiseLevels) else NoiseLevels.karras(whole("levels", levels, 1))
+    return replace(preset, denoising=replace(preset.denoising, **given))
 
 
 def tuned_preset(preset: Preset, tuned: Denoising) -> Preset:

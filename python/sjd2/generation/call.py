@@ -13,10 +13,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..adapters import ImageRequest
 from ..adapters.causal_lm import SlicedCausalLM
 from ..adapters.refusals import check_config
-from ..adapters.registry import adapter_class
+from ..adapters.registry import adapter_class, has_family
 from ..decoding import Prompt, TokenLayout
 from .folding import Guidance, Sampling, fold
-from .inputs import Ends, check_rest, left_padded_rows, prompt_mask, read_ends
+from .inputs import Ends, check_rest, check_vocabulary, left_padded_rows, prompt_mask, read_ends
 from .whole import check_once, whole_vocabulary
 
 __all__ = ["Call", "read_call"]
@@ -70,8 +70,9 @@ def read_call(
     inputs: Mapping[str, Any],
     processor: Any,
     mode: str | None,
+    told: Mapping[str, Any],
 ) -> Call:
-    """Read what Hugging Face prepared; ``inputs`` are what is left for the model.
+    """Read what Hugging Face prepared; ``inputs`` are what is left for the model of what it was ``told``.
 
     Raises:
         ValueError: see ``generate``.
@@ -83,8 +84,9 @@ def read_call(
     embeds = inputs.get("inputs_embeds")
     mask = prompt_mask(input_ids if embeds is None else embeds, inputs.get("attention_mask"))
     ids = left_padded_rows(input_ids, mask) if embeds is None else None
-    images = _images(model, ids, inputs, processor)
-    request = images or _tokens(model, ids, len(mask), ends.length)
+    check_vocabulary("input_ids", ids or [], model)
+    images = _images(model, ids, inputs, processor, told)
+    request = images or _tokens(model, ids, len(mask), ends.length, processor)
     check_rest(inputs, mask)
     if request.own_ids:  # whose length and end ids are those of text
         ends = replace(ends, length=request.layout.forced.shape[1], ids=())
@@ -92,6 +94,7 @@ def read_call(
     prompt = _embedded(request.model, ids, embeds, mask)
     if sampling.guidance is not None:
         negative = _negative_ids(sampling.guidance, request.negative_ids, ids, len(mask))
+        check_vocabulary("negative_prompt_ids", negative, model)
         prompt = _both(prompt, request.model.prompt_from_ids(negative))
     pad_id = config.pad_token_id if config.pad_token_id is not None else next(iter(ends.ids), 0)
     return Call(
@@ -99,7 +102,9 @@ def read_call(
     )
 
 
-def _images(model: PreTrainedModel, ids: list[list[int]] | None, inputs: dict[str, Any], processor: Any) -> ImageRequest | None:
+def _images(
+    model: PreTrainedModel, ids: list[list[int]] | None, inputs: dict[str, Any], processor: Any, told: Mapping[str, Any]
+) -> ImageRequest | None:
     """The images asked for, where the model's family has an adapter that finds them in the prompts."""
     if ids is None or inputs.get("generation_mode") == "text":
         inputs.pop("generation_mode", None)
@@ -108,13 +113,27 @@ def _images(model: PreTrainedModel, ids: list[list[int]] | None, inputs: dict[st
         family = adapter_class(model.config)
     except ValueError:
         return None
-    return family.requested(model, ids, inputs, processor)
+    known = {**{name: told[name] for name in family.tells_images if name in told}, **inputs}
+    request = family.requested(model, ids, known, processor)
+    for name in inputs.keys() - known.keys():
+        del inputs[name]
+    return request
 
 
-def _tokens(model: PreTrainedModel, ids: list[list[int]] | None, batch: int, length: int) -> ImageRequest:
+def _tokens(model: PreTrainedModel, ids: list[list[int]] | None, batch: int, length: int, processor: Any) -> ImageRequest:
     """Any ``length`` tokens of the vocabulary."""
     adapter = whole_vocabulary(model)
-    check_once(adapter, range(min(adapter.vocab_size, 64)) if ids is None else ids[0])
+    try:
+        check_once(adapter, range(min(adapter.vocab_size, 64)) if ids is None else ids[0])
+    except ValueError as error:
+        if has_family(model.config):
+            why = (
+                "give the model's own, to find the image that a prompt asks for"
+                if processor is None
+                else "it found no image asked for in the prompts"
+            )
+            raise ValueError(f"processor: {why}; as a model of words: {error}") from error
+        raise
     free = torch.full((1, length), -1, device=adapter.device).expand(batch, -1)
     return ImageRequest(adapter, TokenLayout(free, torch.full((batch,), length, device=adapter.device)))
 

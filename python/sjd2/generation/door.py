@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from ..arguments import one_seed_each
+from ..arguments import check_callback, one_seed_each
 from ..cache import resolve_cache
 from ..decoding import Preset, Progress, resolve_preset
-from ..decoding.presets import tuned_preset, untuned_notice
-from .call import Call, read_call
-from .inputs import check_mode
+from ..decoding.presets import untuned_notice
+from ..denoising import NoiseLevels
+from .call import read_call
+from .inputs import check_ids, check_mode
 from .output import GenerateOutput
 from .run import run
 
@@ -40,6 +42,8 @@ def generate(
     window: int | None = None,
     initialisation: str | None = None,
     keep_ratio: float | None = None,
+    clean: int | float | None = None,
+    levels: int | NoiseLevels | None = None,
     seed: int | Sequence[int] | None = None,
     cache: str = "ragged",
     processor: Any = None,
@@ -63,6 +67,8 @@ def generate(
         window: drafts per forward; default: the method's, and never more than the tokens to come.
         initialisation: of fresh drafts; default: the method's.
         keep_ratio: τ of ``sjd++``.
+        clean, levels: of a method that denoises: slots at the front without noise (a number, or a share of the window), and noise levels, or how
+            many; see ``Denoising``.
         seed: of the first row, the next row's is one higher; or one per row. Default: drawn from PyTorch's generator (``torch.manual_seed``).
         cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
         processor: the model's own, for families whose adapter needs it to tell from a prompt what image is asked for.
@@ -87,36 +93,77 @@ def generate(
         >>> bool((model.generate(prompt, custom_generate=sjd2.generate, method="jacobi", **settings) == own).all())
         True
     """
-    if not hasattr(generation_config, "_eos_token_tensor"):  # Transformers sets it where it prepares a call
-        for name, instead in _OURS.items():
-            if model_kwargs.pop(name, None) is not None:
-                raise ValueError(f"{name}: expected None, got one; {instead}")
-        if not isinstance(model, GenerationMixin):
-            raise ValueError(f"model: expected a model of Transformers that can generate, got {type(model).__name__}")
-        base: Any = GenerationMixin  # a family's own generate may know nothing of custom_generate (Janus in image mode)
-        return base.generate(
-            model, model_kwargs.pop("inputs", None) if input_ids is None else input_ids,
-            generation_config=generation_config, logits_processor=logits_processor, stopping_criteria=stopping_criteria, custom_generate=generate,
-            method=method, window=window, initialisation=initialisation, keep_ratio=keep_ratio, seed=seed, cache=cache,
-            processor=processor, generation_mode=generation_mode, callback=callback, **model_kwargs,
-        )  # fmt: skip
-    assert input_ids is not None
-    assert generation_config is not None
-    check_mode(generation_config)
-    preset = resolve_preset(method, window=window, initialisation=initialisation, keep_ratio=keep_ratio)
+    settings = {"window": window, "initialisation": initialisation, "keep_ratio": keep_ratio, "clean": clean, "levels": levels}
+    resolve_preset(method, **settings)  # type: ignore[arg-type] # a bad setting is an error before any work
     resolve_cache(cache)
-    call = read_call(model, input_ids, generation_config, logits_processor or (), stopping_criteria or (), model_kwargs, processor, generation_mode)
+    check_callback(callback)
+    knobs = _Knobs(method, settings, seed, cache, processor, generation_mode, callback)
+    if hasattr(generation_config, "_eos_token_tensor"):  # Transformers sets it where it prepares a call
+        assert input_ids is not None
+        return _prepared(
+            model, input_ids, generation_config=generation_config, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
+            knobs=knobs, told={}, **model_kwargs,
+        )  # fmt: skip
+    for name, instead in _OURS.items():
+        if model_kwargs.pop(name, None) is not None:
+            raise ValueError(f"{name}: expected None, got one; {instead}")
+    model = _unwrapped(model)
+    if not isinstance(model, GenerationMixin):
+        raise ValueError(f"model: expected a model of Transformers that can generate, got {type(model).__name__}")
+    input_ids = model_kwargs.pop("inputs", None) if input_ids is None else input_ids
+    check_ids(input_ids)
+    base: Any = GenerationMixin  # a family's own generate may know nothing of custom_generate (Janus in image mode)
+    # Transformers drops sizes of images that come without pixels: what was told is handed round it.
+    ours = functools.partial(_prepared, knobs=knobs, told=dict(model_kwargs))
+    return base.generate(
+        model, input_ids, generation_config=generation_config, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
+        custom_generate=ours, **model_kwargs,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Knobs:
+    """What ``generate`` takes beside Transformers' arguments; ``settings`` are of ``resolve_preset``."""
+
+    method: str | Preset
+    settings: dict[str, Any]
+    seed: int | Sequence[int] | None
+    cache: str
+    processor: Any
+    mode: str | None
+    callback: Callable[[Progress], None] | None
+
+
+def _prepared(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    *,
+    generation_config: Any,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    knobs: _Knobs,
+    told: Mapping[str, Any],
+    **inputs: Any,
+) -> torch.Tensor | GenerateOutput:
+    """A call that Transformers has prepared, and what it was ``told`` before it did."""
+    check_mode(generation_config)
+    call = read_call(model, input_ids, generation_config, logits_processor or (), stopping_criteria or (), inputs, knobs.processor, knobs.mode, told)
     count = len(call.layout.lengths)
-    seeds = torch.randint(2**63 - 1, (count,)).tolist() if seed is None else one_seed_each(seed, count)
-    return run(call, _fitted(preset, call, by_name=isinstance(method, str)), seeds, cache, callback)
-
-
-def _fitted(preset: Preset, call: Call, *, by_name: bool) -> Preset:
-    """The preset as the model was tuned for it, with a window that is no longer than a row."""
-    preset = replace(preset, window=min(preset.window, call.longest))
-    if preset.denoising is None:
-        return preset
-    if call.model.denoising is None:
+    seeds = torch.randint(2**63 - 1, (count,)).tolist() if knobs.seed is None else one_seed_each(knobs.seed, count)
+    preset = resolve_preset(knobs.method, tuned=call.model.denoising, **knobs.settings)
+    if preset.denoising is not None and call.model.denoising is None:
         warnings.warn(untuned_notice(preset), stacklevel=3)
-        return preset
-    return tuned_preset(preset, call.model.denoising) if by_name else preset
+    return run(call, replace(preset, window=min(preset.window, call.longest)), seeds, knobs.cache, knobs.callback)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model in a ``PeftModel``, in whose layers the adapters are.
+
+    Raises:
+        ValueError: adapters that are prompts, which the model in it knows nothing of.
+    """
+    if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise ValueError(f"model: expected adapters in the model's layers, such as LoRA, got {model.active_peft_config.peft_type.value}")
+    return model.get_base_model()

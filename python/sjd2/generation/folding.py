@@ -22,6 +22,8 @@ from transformers import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
+from ..arguments import number
+
 __all__ = ["Guidance", "LogitsFunction", "Sampling", "fold"]
 
 #: Scores ``[B, V]`` of the next token for tokens ``[B, N]``.
@@ -81,13 +83,13 @@ class Sampling:
         if kind is LogitNormalization:  # what it adds is the same for all ids
             return stages_left
         if kind is TopPLogitsWarper and stages_left > _TOP_P and keeps_one and processor.top_p > 0:
-            self.top_p = processor.top_p
+            self.top_p = number("top_p", processor.top_p)
             return _TOP_P
         if kind is TopKLogitsWarper and stages_left > _TOP_K and keeps_one:
             self.top_k = processor.top_k
             return _TOP_K
         if kind is TemperatureLogitsWarper and stages_left > _TEMPERATURE:
-            self.temperature = processor.temperature
+            self.temperature = number("temperature", processor.temperature)
             return _TEMPERATURE
         if kind is SuppressTokensLogitsProcessor and stages_left > _GUIDANCE + 1:
             self.suppressed += processor.suppress_tokens.tolist()
@@ -103,7 +105,7 @@ class Sampling:
 
 def _guidance(processor: UnbatchedClassifierFreeGuidanceLogitsProcessor) -> Guidance:
     context: dict[str, Any] = processor.unconditional_context
-    return Guidance(float(processor.guidance_scale), context["input_ids"], context["attention_mask"])
+    return Guidance(number("guidance_scale", processor.guidance_scale), context["input_ids"], context["attention_mask"])
 
 
 def fold(processors: Sequence[Any], *, greedy: bool) -> Sampling:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, MaxLengthCriteria
+from transformers import GenerationConfig, MaxLengthCriteria, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import EosTokenCriteria
 
-__all__ = ["Ends", "check_mode", "check_rest", "left_padded_rows", "prompt_mask", "read_ends"]
+__all__ = ["Ends", "check_ids", "check_mode", "check_rest", "check_vocabulary", "left_padded_rows", "prompt_mask", "read_ends"]
 
 #: Arguments that say nothing the decoder would have to know: it has a cache of its own and takes as many logits as it needs.
 _IMMATERIAL = ("use_cache", "logits_to_keep", "cache_position", "return_dict", "past_key_values", "attention_mask", "position_ids", "inputs_embeds")
@@ -29,6 +30,22 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+def check_ids(input_ids: Any) -> None:
+    """Refuse what are no ids of prompts.
+
+    Raises:
+        ValueError: anything but a tensor ``[B, P]`` of whole numbers, or no ids at all.
+    """
+    if input_ids is None:
+        return
+    if not isinstance(input_ids, torch.Tensor):
+        raise ValueError(f"input_ids: expected a tensor [B, P], such as a tokenizer gives with return_tensors='pt', got {input_ids!r:.60}")
+    if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"input_ids: expected int64 [B, P], got {input_ids.dtype} {tuple(input_ids.shape)}")
+    if not input_ids.numel():
+        raise ValueError(f"input_ids: expected at least one id for each prompt, got shape {tuple(input_ids.shape)}")
 
 
 def check_mode(config: GenerationConfig) -> None:
@@ -84,11 +101,26 @@ def check_rest(arguments: Mapping[str, Any], mask: torch.Tensor) -> None:
         fits = positions.shape[-1] == usual.shape[-1]
         if not fits or not bool(((positions == usual) | ~mask.to(positions.device)).all()):
             raise ValueError("position_ids: expected those that follow from the attention mask, got others")
+    mode = arguments.get("generation_mode")
+    if mode is not None:
+        raise ValueError(f"generation_mode: expected none, or one that the model's adapter knows (with processor=), got {mode!r}")
     for name, value in arguments.items():
         empty = value is None or value is False or (isinstance(value, Mapping) and not value)
         if name not in _IMMATERIAL and not empty:
             name = "pixel_values" if name == "mm_encoder_outputs" else name  # what Transformers has made of them by now
             raise ValueError(f"{name}: expected a prompt of token ids alone, got an input that no adapter of this model takes (some need processor=)")
+
+
+def check_vocabulary(name: str, ids: Sequence[Sequence[int]], model: PreTrainedModel) -> None:
+    """Refuse ids that the model's vocabulary has not.
+
+    Raises:
+        ValueError: it has ``name``.
+    """
+    count = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)  # a table of another kind says for itself what it lacks
+    strange = [token for row in ids for token in row if not 0 <= token < count]
+    if strange:
+        raise ValueError(f"{name}: expected ids of the model's vocabulary, from 0 to {count - 1}, got {strange[0]}")
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ def _tell(call: Call) -> None:
         warnings.warn(
             f"logits_processor: {', '.join(slow)} applied to every slot of the window, one after the other: exact if what comes out depends on the "
             "tokens so far alone, but slower than what the ops do themselves (temperature, top-k, top-p, guidance, suppressed ids)",
-            stacklevel=4,
+            stacklevel=5,
         )
     if call.ends.criteria:
         names = ", ".join(type(one).__name__ for one in call.ends.criteria)
-        warnings.warn(f"stopping_criteria: {names} asked about committed tokens one after the other, without scores", stacklevel=4)
+        warnings.warn(f"stopping_criteria: {names} asked about committed tokens one after the other, without scores", stacklevel=5)
 
 
 def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Callable[[Progress], None] | None) -> torch.Tensor | GenerateOutput:
@@ -70,7 +70,7 @@ def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Call
     tokens = vocabulary.vocabulary_ids(result.tokens).to(call.input_ids.device)
     lengths = [row.tokens for row in result.rows]
     if call.longest < call.ends.length and call.free and max(lengths) == call.longest:
-        warnings.warn(f"max_new_tokens: rows end after {call.longest} tokens, behind which the model has no positions", stacklevel=3)
+        warnings.warn(f"max_new_tokens: rows end after {call.longest} tokens, behind which the model has no positions", stacklevel=4)
     for row, length in ({} if rules is None else rules.ends).items():
         lengths[row] = min(lengths[row], length)
     if len(end_ids) > 1:

@@ -62,6 +62,8 @@ class SlotRules:
         self.ends: dict[int, int] = {}
         self._seen = [0] * len(prompt)
         self._dead: dict[tuple[int, int], Exception | None] = {}
+        #: Processors, by their place, that have raised: from then on they are given one row at a time.
+        self._asked_by_row: set[int] = set()
 
     def _known(self, state: WindowState) -> torch.Tensor:
         """Prompt, committed tokens and drafts ``[B, P + N + W]`` in ids of the vocabulary; what lies behind the window is of no meaning."""
@@ -83,7 +85,11 @@ class SlotRules:
                 if not forced[row][slot]:
                     places.setdefault(start + slot, []).append(row)
         self._dead = {}
-        for place, rows in sorted(places.items()):
+        for place, looking in sorted(places.items()):
+            dead = {row for row, _ in self._dead}  # their later slots stand on a prefix that is not to come about
+            rows = [row for row in looking if row not in dead]
+            if not rows:
+                continue
             slot_of = (place - state.committed).clamp(0, window - 1)
             scores = self._scores(logits[every, slot_of])
             uncond = None if logits_uncond is None else self._scores(logits_uncond[every, slot_of])
@@ -107,36 +113,33 @@ class SlotRules:
     def _outcome(
         self, ids: torch.Tensor, scores: torch.Tensor, uncond: torch.Tensor | None, rows: list[int]
     ) -> tuple[torch.Tensor, dict[int, Exception]]:
-        """Processed scores ``[B, V]``, of meaning for ``rows``, and what the processors raised at some of them.
+        """Scores ``[B, V]`` after all processors, of meaning for ``rows``, and what was raised at some of them.
 
         All rows go along, so that each keeps its number.
         """
-        try:
-            return self._apply(ids, scores.clone(), None if uncond is None else uncond.clone(), rows), {}  # some work in place
-        except Exception:  # drafts made up a prefix that a processor does not know; which row's, it does not say
-            outcome, errors = scores.clone(), {}
-        for row in rows:
-            copies = torch.full((len(ids),), row, device=ids.device)
-            try:
-                outcome[row] = self._apply(ids[copies], scores[copies], None if uncond is None else uncond[copies], [row])[row]
-            except Exception as error:
-                errors[row] = error
-        return outcome, errors
+        errors: dict[int, Exception] = {}
+        for index, one in enumerate(self.processors):
+            if isinstance(one, Guidance):
+                scores = scores.log_softmax(-1) if uncond is None else one(scores, uncond)
+                continue
+            if type(one) is not PrefixConstrainedLogitsProcessor and index not in self._asked_by_row:
+                try:
+                    scores = one(ids, scores.clone())  # some work in place
+                    continue
+                except Exception:  # drafts made up a prefix that it does not know; which row's, it does not say
+                    self._asked_by_row.add(index)
+            scores = scores.clone()
+            for row in rows:
+                try:
+                    if row not in errors:
+                        scores[row] = _of_row(one, row, ids[row : row + 1], scores[row : row + 1].clone())[0]
+                except Exception as error:
+                    errors[row] = error
+        return scores, errors
 
     @property
     def _guides_later(self) -> bool:
         return not any(isinstance(one, Guidance) for one in self.processors)
-
-    def _apply(self, ids: torch.Tensor, scores: torch.Tensor, uncond: torch.Tensor | None, rows: list[int]) -> torch.Tensor:
-        """Scores ``[B, V]`` after all processors, of meaning for ``rows``."""
-        for one in self.processors:
-            if isinstance(one, Guidance):
-                scores = scores.log_softmax(-1) if uncond is None else one(scores, uncond)
-            elif type(one) is PrefixConstrainedLogitsProcessor:
-                scores = _constrained(one, ids, scores, rows)
-            else:
-                scores = one(ids, scores)
-        return scores
 
     def stopped(self, state: WindowState) -> torch.Tensor:
         """See ``decoding.Rules``.
@@ -181,14 +184,9 @@ class SlotRules:
         self._seen = committed
 
 
-def _constrained(processor: PrefixConstrainedLogitsProcessor, ids: torch.Tensor, scores: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """One row at a time under its own number: the function may not know what to do with the other rows' ids."""
+def _of_row(processor: LogitsFunction, row: int, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Scores ``[1, V]`` after ``processor``; a function of prefixes is told the row's number."""
+    if type(processor) is not PrefixConstrainedLogitsProcessor:
+        return processor(ids, scores)
     ask = processor._prefix_allowed_tokens_fn
-    scores = scores.clone()
-    for row in rows:
-
-        def of_row(_: int, sent: torch.Tensor, row: int = row) -> list[int]:
-            return ask(row, sent)
-
-        scores[row] = PrefixConstrainedLogitsProcessor(of_row, 1)(ids[row : row + 1], scores[row : row + 1])[0]
-    return scores
+    return PrefixConstrainedLogitsProcessor(lambda _, sent: ask(row, sent), 1)(ids, scores)

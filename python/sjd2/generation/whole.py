@@ -8,6 +8,7 @@ from weakref import WeakSet
 from transformers import PreTrainedModel
 
 from ..adapters.causal_lm import SlicedCausalLM
+from ..adapters.kept import kept
 from ..adapters.probe import check_logits
 from ..adapters.refusals import check_forward
 
@@ -26,7 +27,7 @@ def whole_vocabulary(model: PreTrainedModel) -> SlicedCausalLM:
     if head is None:
         raise ValueError(f"model: expected a causal language model with an output head, got {type(model).__name__}")
     rows = getattr(head, "out_features", None) or model.config.get_text_config(decoder=True).vocab_size
-    adapter = SlicedCausalLM(model, 0, rows)
+    adapter = kept(SlicedCausalLM, model, 0, rows)
     check_forward(model)
     return adapter
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -21,9 +21,15 @@ class Example(TypedDict):
 
 
 class NumberedExample(Example):
-    """An example with the seed of all that is drawn for it."""
+    """An example with the seed of all that is drawn for it.
+
+    Attributes:
+        seed: of its noise.
+        dropped: in place of the caption the model is fed what guidance's other branch is for it; default: no.
+    """
 
     seed: int
+    dropped: NotRequired[bool]
 
 
 class NoiseCollator:
@@ -41,10 +47,19 @@ class NoiseCollator:
         self.adapter, self.noise = adapter, noise or TuningNoise()
         self.structural = (adapter.layout(1).forced[0] >= 0).cpu()
 
+    def _prompt_ids(self, examples: Sequence[NumberedExample]) -> list[list[int]]:
+        """Of captions, and of the unconditional branch where one was dropped: in some families that depends on the caption's length."""
+        captions = [example["prompt"] for example in examples]
+        given, dropped = self.adapter.prompt_ids(captions), [place for place, example in enumerate(examples) if example.get("dropped")]
+        partners = self.adapter.partner_ids([captions[place] for place in dropped], [""] * len(dropped)) if dropped else []
+        for place, ids in zip(dropped, partners, strict=True):
+            given[place] = ids
+        return given
+
     def __call__(self, examples: Sequence[NumberedExample]) -> dict[str, Any]:
         """One batch, by the names of the arguments of ``NextCleanTokenModel.forward``."""
         tokens = torch.stack([torch.as_tensor(example["tokens"], dtype=torch.int64) for example in examples])
-        prompts = [torch.tensor(ids) for ids in self.adapter.prompt_ids([example["prompt"] for example in examples])]
+        prompts = [torch.tensor(ids) for ids in self._prompt_ids(examples)]
         generators = (torch.Generator().manual_seed(example["seed"]) for example in examples)
         plan = NoisePlan.stack([draw_plan(tokens.shape[1], self.noise, generator, self.structural) for generator in generators])
         return {

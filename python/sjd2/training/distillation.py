@@ -232,7 +232,7 @@ class DraftDistillation(NextCleanTokenModel):
         Returns:
             ``loss``; ``overlap [B]``: Σ min(p, q) of stale and true predictions behind a rejection, which is the chance to keep a draft (NaN for a
             row without a rejection); ``drift [B]``: KL divergence of the guided distribution at the sampling temperature, before top-k and
-            top-p, from what it was before tuning, in nats per token.
+            top-p, from what it was before tuning, in nats per token that is drawn.
         """
         settings = self.settings
         true = self._image_logits(prompt_ids, prompt_mask, tokens).float()
@@ -249,12 +249,13 @@ class DraftDistillation(NextCleanTokenModel):
         # Cross-entropy teaches where the mass is, the overlap what decoding is paid for; the factor makes their gradients alike in size.
         prediction = 0.5 * _mean(-(wanted * log_q).sum(-1), weight) + 2 * (1 - _mean(overlap, weight))
 
+        drawn = (tokens < image.shape[-1]).to(image.dtype)  # nothing is sampled where a structural token stands
         drift = F.kl_div(guided.log_softmax(-1), self._guided(true, guidance_scale).log_softmax(-1), reduction="none", log_target=True).sum(-1)
         branches = F.kl_div(image.log_softmax(-1), true.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         return {
-            "loss": prediction + settings.anchor * drift.mean() + settings.branch_anchor * branches.mean(),
+            "loss": prediction + settings.anchor * _mean(drift, drawn) + settings.branch_anchor * _mean(branches, drawn.repeat(2, 1)),
             "overlap": (overlap.detach() * weight).sum((1, 2)) / weight.sum((1, 2)),
-            "drift": drift.detach().mean(1),
+            "drift": (drift.detach() * drawn).sum(1) / drawn.sum(1),
         }
 
     def _guided(self, logits: torch.Tensor, guidance_scale: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,11 @@ While it runs, its checkpoints lie in ``OUTPUT.tuning`` beside the folder to be 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,10 @@ _COMMAND = "command.json"
 _EVALUATED = 64
 
 
-def _load(model: str | Path | None, device: torch.device | str | None, settings: FinetuneSettings) -> Adapter:
+def _load(model: str | Path | None, entries: Mapping[str, Any] | None, device: torch.device | str | None, settings: FinetuneSettings) -> Adapter:
     """The model, ready to be trained."""
     stored = settings.lora is not None and settings.bf16
-    adapter = load_adapter(model, device=device, dtype="auto" if stored else torch.float32)
+    adapter = load_adapter(model, adapter=entries, device=device, dtype="auto" if stored else torch.float32)
     if adapter.model.dtype not in (torch.float32, torch.bfloat16):
         torch.nn.Module.to(adapter.model, torch.float32)  # float16 would lose bits in bfloat16, and overflow in gradients
     if adapter.device.index not in (None, 0):
@@ -87,9 +88,9 @@ def _held_out_drafts(prompts: Prompts, teacher: Adapter, settings: FinetuneSetti
 
 
 def _trainer(
-    adapter: Adapter, settings: FinetuneSettings, train: Any, held_out: Any, work: Path, model: Any, report: Callable[[str], None]
+    adapter: Adapter, settings: FinetuneSettings, train: Any, held_out: Any, work: Path, copy: Callable[[], Adapter], report: Callable[[str], None]
 ) -> tuple[Trainer, NextCleanTokenModel]:
-    """The trainer of the recipe that ``settings`` ask for, and what it trains."""
+    """The trainer of the recipe that ``settings`` ask for, and what it trains; ``copy`` loads the model before tuning once more."""
     steps = settings.steps_for(len(train))
     arguments = training_arguments(settings, steps, work, adapter, held_out is not None, last_checkpoint(work) is not None)
     callbacks = [Report(report)]
@@ -98,7 +99,7 @@ def _trainer(
         tuned, collator = NextCleanTokenModel(adapter, settings.noise), NoiseCollator(adapter, settings.noise)
         return build_trainer(tuned, collator, train, held_out, arguments, callbacks, drop_captions=settings.drop_captions), tuned
     # With LoRA the model is its own teacher; otherwise a second copy of it is.
-    teacher = load_adapter(model, device=adapter.device, dtype=adapter.model.dtype) if settings.lora is None else None
+    teacher = copy() if settings.lora is None else None
     if teacher is not None:
         teacher.grid = adapter.grid
     tuned = DraftDistillation(adapter, settings.noise, teacher, settings.drafts)
@@ -108,10 +109,10 @@ def _trainer(
 
 
 def _train(
-    adapter: Adapter, settings: FinetuneSettings, train: Any, held_out: Any, work: Path, model: Any, report: Callable[[str], None]
+    adapter: Adapter, settings: FinetuneSettings, train: Any, held_out: Any, work: Path, copy: Callable[[], Adapter], report: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Train, from the last checkpoint in ``work`` if there is one; returns what the ``Trainer`` logged."""
-    trainer, tuned = _trainer(adapter, settings, train, held_out, work, model, report)
+    trainer, tuned = _trainer(adapter, settings, train, held_out, work, copy, report)
     steps, checkpoint = settings.steps_for(len(train)), last_checkpoint(work)
     if settings.gradient_checkpointing:
         tuned.activation_checkpointing_enable()
@@ -143,6 +144,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     model: str | Path | None = None,
+    adapter: Mapping[str, Any] | None = None,
     eval_data: str | Path | Dataset | Sequence[str] | None = None,
     device: torch.device | str | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -159,6 +161,7 @@ def finetune(
         output: the folder to be made.
         settings: see :class:`FinetuneSettings`.
         model: a folder or a hub name; ``None`` for the embedded model.
+        adapter: what its configuration does not say, see ``load_adapter``.
         eval_data: like ``data``, to be evaluated in place of a held-out share.
         device: default: the GPU if there is one.
         report: called with a line of text now and then.
@@ -174,8 +177,9 @@ def finetune(
     work = output.with_name(f"{output.name}.tuning")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("finetune: expected one process; on several GPUs use sjd2.training.build_trainer in a script of your own")
-    sources = {"data": described(data), "eval_data": described(eval_data), "model": described(model)}
-    command = json.loads(json.dumps({**sources, **asdict(settings)}))  # as it is read back
+    told = None if adapter is None else dict(adapter)
+    sources = {"data": described(data), "eval_data": described(eval_data), "model": described(model), "adapter": told}
+    command = json.loads(json.dumps({**sources, **asdict(settings)}, default=str))  # as it is read back
     if is_finished(output, command):
         shutil.rmtree(work, ignore_errors=True)  # a kill may have come between the two
         report(f"{output} is finished")
@@ -185,9 +189,9 @@ def finetune(
     if begun is not None:
         check_same(begun, command, work)
 
-    adapter = _load(model, device, settings)
-    train = _read(data, adapter, settings, work / "tokens.npz", report)
-    held_out = None if eval_data is None else _read(eval_data, adapter, settings, work / "eval_tokens.npz", report)
+    loaded = _load(model, adapter, device, settings)
+    train = _read(data, loaded, settings, work / "tokens.npz", report)
+    held_out = None if eval_data is None else _read(eval_data, loaded, settings, work / "eval_tokens.npz", report)
     command["digest"] = [part.digest() if isinstance(part, (TokenExamples, Prompts)) else None for part in (train, held_out)]
     if begun is not None:
         check_same(begun, command, work)
@@ -196,11 +200,12 @@ def finetune(
             raise ValueError("held_out: a dataset of your own is not split; give eval_data, or held_out=0")
         train, held_out = train.split(settings.held_out, settings.seed)
     write_atomically(work / _COMMAND, lambda scratch: scratch.write_text(json.dumps(command, indent=1) + "\n"))
-    history = _train(adapter, settings, train, held_out, work, model, report)
+    again = functools.partial(load_adapter, model, adapter=adapter, device=loaded.device, dtype=loaded.model.dtype)
+    history = _train(loaded, settings, train, held_out, work, again, report)
     if settings.lora is not None:
-        merge_lora(adapter.model)
+        merge_lora(loaded.model)
     sizes = {"examples": len(train), "held_out": len(held_out or ())}
-    save_tuned(adapter, settings.noise, output, {"command": command, **sizes, **_figures(history)})
+    save_tuned(loaded, settings.noise, output, {"command": command, **sizes, **_figures(history)})
     shutil.rmtree(work)
     report(f"{output}: done")
     return output

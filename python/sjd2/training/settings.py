@@ -27,7 +27,7 @@ class FinetuneSettings:
         gradient_accumulation: forwards per step.
         learning_rate: its highest; default 2e-5 (2510.08994), with LoRA 2e-4. Small models take far more.
         seed: of order, noise, dropped captions and LoRA's first weights.
-        drop_captions: share of captions replaced by an empty one, which guidance needs.
+        drop_captions: share of captions replaced by guidance's unconditional branch of them, as decoding without a negative prompt has it.
         held_out: share of the data that is not trained on and evaluated instead, unless there is data for that; 0 for no evaluation.
         lora: rank of LoRA; ``None`` trains all parameters.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, about a third more time.

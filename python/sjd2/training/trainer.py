@@ -67,7 +67,7 @@ class _Run(Dataset):
     def _numbered(self, index: int, example: Any) -> NumberedExample:
         own = random.Random(f"{self.seed}/{index}")
         dropped = own.random() < self.drop_captions
-        return {"prompt": "" if dropped else example["prompt"], "tokens": example["tokens"], "seed": own.getrandbits(62)}
+        return {"prompt": example["prompt"], "tokens": example["tokens"], "seed": own.getrandbits(62), "dropped": dropped}
 
 
 class _HeldOut(Dataset):
@@ -129,7 +129,7 @@ def build_trainer(
         train: a map-style dataset of :class:`Example`; its order is drawn from ``arguments.seed``.
         evaluation: held-out examples, or several sets by name; logged as ``eval_clean_nll``, ``eval_noisy_nll`` and ``eval_level_k_nll``.
         arguments: of the ``Trainer``. Without ``max_steps`` their ``num_train_epochs`` count.
-        drop_captions: share of training captions replaced by an empty one, which guidance needs.
+        drop_captions: share of training captions replaced by guidance's unconditional branch of them.
 
     Raises:
         ValueError: ``drop_captions`` out of its range, an empty dataset, or several GPUs in one process.
