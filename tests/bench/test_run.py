@@ -172,6 +172,13 @@ def test_other_weights_are_other_settings(pipeline, tmp_path):
         run_bench(other, settings(), tmp_path)
 
 
+def test_another_size_of_picture_is_another_setting(pipeline, tmp_path, monkeypatch):
+    run_bench(pipeline, settings(), tmp_path)
+    monkeypatch.setattr(pipeline.adapter, "grid", (2, 4))
+    with pytest.raises(ValueError, match=r"model\.grid\[0\]: 3 → 2"):
+        run_bench(pipeline, settings(), tmp_path)
+
+
 def test_a_setting_that_the_model_refuses_leaves_nothing_behind(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"window: expected at most the model.s 128 positions"):
         run_bench(pipeline, settings(windows=(1000,)), tmp_path / "new")
