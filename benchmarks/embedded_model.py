@@ -47,12 +47,13 @@ def compression(row: dict[str, Any]) -> dict[str, Any]:
 
 def wall_clock(row: dict[str, Any]) -> dict[str, Any]:
     """Seconds per image, and the speed-up over ``ar``, of a row."""
+    outside = row["other_seconds_per_picture"]  # not known where CUDA graphs were replayed
     gain = row.get("speed_up", {"value": 1.0, "least": 1.0, "most": 1.0})  # ar beside itself
     return {
         "method": row["method"],
         "window": row["window"],
         "seconds": row["seconds_per_picture"],
-        "share_outside_forward": row["other_seconds_per_picture"] / row["seconds_per_picture"],
+        "share_outside_forward": None if outside is None else outside / row["seconds_per_picture"],
         "speed_up": gain["value"],
         "speed_up_range": [gain["least"], gain["most"]],
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kv_cache import workloads
 
-from sjd2_kernels.kv_cache.native import obstacle
+from sjd2_kernels.compiled import obstacle
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

@@ -1,4 +1,4 @@
-"""The ops of the decoder under pytest-benchmark, by their definition and by Triton where it can run: ``pytest benchmarks/test_ops.py``.
+"""The ops of the decoder under pytest-benchmark, by their definition, and by Triton and C++ where they can run: ``pytest benchmarks/test_ops.py``.
 
 Shapes of one picture of a model with 16,384 image ids and a width of 4096, at a window of 32. For peers, floors and other sizes: ``fused_ops.py``.
 """
@@ -12,10 +12,10 @@ import torch
 from fused_ops import NoisyInputs, Window
 
 from sjd2_kernels import Purpose, Rule
-from sjd2_kernels.fused import triton_obstacle
+from sjd2_kernels.compiled import sampling_backends
+from sjd2_kernels.fused import fused_backends
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-BACKENDS = ("torch", "triton")
 
 
 @pytest.fixture(params=DEVICES)
@@ -23,13 +23,23 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(params=BACKENDS)
+def able(backend: str, obstacles: dict[str, str | None], device: torch.device) -> str:
+    """The back-end, if it can run on the device."""
+    if obstacles[backend] is not None:
+        pytest.skip(f"{backend} on {device}: {obstacles[backend]}")
+    return backend
+
+
+@pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request, device) -> str:
-    """A back-end that can run on the device."""
-    obstacle = triton_obstacle(torch.empty(0, device=device)) if request.param == "triton" else None
-    if obstacle is not None:
-        pytest.skip(f"triton on {device}: {obstacle}")
-    return request.param
+    """A back-end of ``verify`` and ``sample``."""
+    return able(request.param, sampling_backends(torch.empty(0, dtype=torch.bfloat16, device=device)), device)
+
+
+@pytest.fixture(params=["torch", "triton"])
+def denoise_backend(request, device) -> str:
+    """A back-end of ``denoise``."""
+    return able(request.param, fused_backends(torch.empty(0, device=device)), device)
 
 
 @pytest.fixture
@@ -59,6 +69,6 @@ def test_sample(benchmark, window, device, backend, purpose):
     timed(benchmark, lambda: window.sample(purpose, backend), device, window.floor)
 
 
-def test_denoise(benchmark, small, device, backend):
+def test_denoise(benchmark, small, device, denoise_backend):
     inputs = NoisyInputs(1, 4, 40, device, vocab=50) if small else NoisyInputs(1, 32, 4096, device)
-    timed(benchmark, lambda: inputs.denoise(backend), device, inputs.floor)
+    timed(benchmark, lambda: inputs.denoise(denoise_backend), device, inputs.floor)

@@ -53,6 +53,20 @@ def test_figures_are_those_of_the_cells(known):
     assert jacobi["peak_memory"] == 3 * 2**20
 
 
+def test_seconds_that_cannot_be_split_are_left_out_and_the_whole_is_drawn(known, tmp_path):
+    settings, cells = known
+    for one in cells:
+        one["forward_seconds"] = None
+    rows = summarise(settings, cells)
+    assert [(row["seconds_per_picture"], row["forward_seconds_per_picture"], row["other_seconds_per_picture"]) for row in rows] == [
+        (8, None, None),
+        (4, None, None),
+    ]
+    assert "in forward" not in table(rows)
+    pytest.importorskip("matplotlib", reason="needs the bench extra")
+    draw_bench(rows, tmp_path)
+
+
 def test_gains_are_taken_under_the_same_sampling_settings_alone():
     settings = BenchSettings(("a",), tuple(variants_of(["ar", "jacobi"], guidance_scales=[1.0, 3.0], temperatures=[1.0], top_k=0, top_p=1.0)))
     assert [(variant.method, variant.options["guidance_scale"]) for variant in settings.variants] == [

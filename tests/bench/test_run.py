@@ -92,7 +92,7 @@ def test_every_setting_reaches_the_pipeline_and_a_batch_takes_as_long_as_its_las
     original = kind.__call__
     monkeypatch.setattr(kind, "__call__", watched)
     monkeypatch.setattr(sjd2.bench.run, "_warm_up", lambda *_: None)
-    others = {"cache": "paged", "negative_prompt": "fog", "height": 6, "width": 8}
+    others = {"cache": "paged", "negative_prompt": "fog", "height": 6, "width": 8, "graphs": False}
     cells = run_bench(pipeline, settings(methods=("sjd",), batch_size=3, seed=2, **others), tmp_path)
     (call,) = calls
     assert others.items() <= call.items()
@@ -170,6 +170,13 @@ def test_other_weights_are_other_settings(pipeline, tmp_path):
         other.adapter.model.model.layers[0].mlp.up_proj.weight.add_(1e-3)
     with pytest.raises(ValueError, match=r"model\.weights: "):
         run_bench(other, settings(), tmp_path)
+
+
+def test_another_size_of_picture_is_another_setting(pipeline, tmp_path, monkeypatch):
+    run_bench(pipeline, settings(), tmp_path)
+    monkeypatch.setattr(pipeline.adapter, "grid", (2, 4))
+    with pytest.raises(ValueError, match=r"model\.grid\[0\]: 3 → 2"):
+        run_bench(pipeline, settings(), tmp_path)
 
 
 def test_a_setting_that_the_model_refuses_leaves_nothing_behind(pipeline, tmp_path):

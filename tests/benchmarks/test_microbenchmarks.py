@@ -11,25 +11,33 @@ from pathlib import Path
 
 import pytest
 
-OPS = ("test_verify[cpu-{backend}-", "test_sample[cpu-{backend}-", "test_denoise[cpu-{backend}]")
+from sjd2_kernels.compiled import obstacle
+
+pytest.importorskip("pytest_benchmark", reason="needs the bench extra")
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_every_microbenchmark_runs_once_with_small_shapes(request, backend):
-    pytest.importorskip("pytest_benchmark", reason="needs the bench extra")
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    # Triton's interpreter has to be chosen before Triton is imported.
-    environment = os.environ | ({"TRITON_INTERPRET": "1"} if backend == "triton" else {})
+def passed(root: Path, *selection: str, **environment: str) -> list[str]:
+    """Names of the benchmarks that ran, once each, with small shapes."""
     # The command, not `python -m pytest`, which would put the source folder before the installed package.
-    pytest_command = str(Path(sys.executable).with_name("pytest"))
-    command = [pytest_command, "benchmarks", "--small", "--benchmark-disable", "-v", "-p", "no:cacheprovider"]
-    command += [] if backend == "torch" else ["-k", "triton"]
-    root = request.config.rootpath
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [str(Path(sys.executable).with_name("pytest")), "benchmarks", "--small", "--benchmark-disable", "-v", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *selection], cwd=root, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    passed = re.findall(r"::(\S+(?: \S+)*?) PASSED", done.stdout)
-    for op in OPS:
-        assert any(name.startswith(op.format(backend=backend)) for name in passed), op
-    if backend == "torch":
-        assert sum(name.startswith("test_workload[") for name in passed) >= 5
+    return re.findall(r"::(\S+(?: \S+)*?) PASSED", done.stdout)
+
+
+def test_every_microbenchmark_runs(request):
+    names = passed(request.config.rootpath)
+    backends = ["torch"] if obstacle("cpu") else ["torch", "cpp"]
+    wanted = [f"test_{op}[cpu-{backend}-" for op in ("verify", "sample") for backend in backends] + ["test_denoise[cpu-torch]"]
+    for start in wanted:
+        assert any(name.startswith(start) for name in names), start
+    assert sum(name.startswith("test_workload[") for name in names) >= 5
+
+
+def test_those_of_triton_run_in_its_interpreter(request):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    # The interpreter has to be chosen before Triton is imported: a process of its own.
+    names = passed(request.config.rootpath, "-k", "triton", TRITON_INTERPRET="1")
+    for start in ("test_verify[cpu-triton-", "test_sample[cpu-triton-", "test_denoise[cpu-triton]"):
+        assert any(name.startswith(start) for name in names), start

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_sizes import FAMILIES, cache_bytes_per_token, figures
+from model_sizes import FAMILIES, figures
 
 from sjd2 import load_adapter
+from sjd2.adapters.causal_lm import column_bytes
 from support.llama import random_llama, random_prompt, sliced
 
 STORED = {row["name"]: row for row in json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "model_sizes.json").read_text())["models"]}
@@ -43,4 +44,4 @@ def test_a_real_cache_is_as_large_as_is_said(kv_heads):
     cache = adapter.new_cache(2, 40)
     adapter.forward(prompt.embeds, cache)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert held == 2 * 40 * cache_bytes_per_token(adapter.text_config, torch.float64)
+    assert held == 2 * 40 * column_bytes(adapter.text_config, torch.float64)

@@ -97,6 +97,17 @@ def test_errors_are_one_line_and_leave_nothing(place, capsys, arguments, message
     assert sorted(place.rglob("*")) == before
 
 
+def test_a_model_without_an_entry_in_its_configuration_is_told_its_adapter(place, capsys):
+    save_generic(place / "plain")
+    entries = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
+    told = ["--model", "plain", "--adapter", "generic", *(word for entry in entries for word in ("--adapter-option", entry)), "--device", "cpu"]
+    (place / "prompts.txt").write_text("a fox")
+    assert sjd2(["bench", *told, "--prompts", "prompts.txt", "--methods", "sjd", "-o", "told", "--no-plots", "--quiet"]) == 0
+    capsys.readouterr()
+    assert sjd2(["eval", "told", *told, "--pictures", "p"]) == 1
+    assert "model: expected one that makes pictures of tokens here" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_benchmark_is_named(tmp_path, capsys):
     assert sjd2(["eval", str(tmp_path), "--pictures", "p"]) == 1
     assert "expected a folder that `sjd2 bench -o` made, found no settings.json in it" in capsys.readouterr().err

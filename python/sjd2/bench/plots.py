@@ -48,16 +48,16 @@ def _histograms(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _seconds(rows: list[dict[str, Any]], path: Path) -> None:
-    """Seconds per picture, in the model's forward and outside it."""
+    """Seconds per picture, in the model's forward and outside it where that is known."""
     with figure_file(path, figsize=(7, 1.2 + _ROW_HEIGHT * len(rows))) as figure:
         axis = figure.subplots()
         places = range(len(rows))
-        inside = [row["forward_seconds_per_picture"] for row in rows]
-        axis.barh(places, inside, color="C0", label="model's forward")
-        axis.barh(places, [row["other_seconds_per_picture"] for row in rows], left=inside, color="C1", label="the rest")
+        axis.barh(places, [row["seconds_per_picture"] for row in rows], color="C1", label="the rest")
+        axis.barh(places, [row["forward_seconds_per_picture"] or 0 for row in rows], color="C0", label="model's forward")
         axis.set(yticks=places, yticklabels=labels(rows), xlabel="seconds per picture, median")
         axis.invert_yaxis()
-        axis.legend(frameon=False, fontsize=8)
+        if any(row["forward_seconds_per_picture"] is not None for row in rows):
+            axis.legend(frameon=False, fontsize=8)
 
 
 def _acceptance(rows: list[dict[str, Any]], path: Path) -> bool:

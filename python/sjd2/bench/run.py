@@ -50,11 +50,18 @@ class _Commits:
 
 def _circumstances(pipeline: TextToImagePipeline, settings: BenchSettings) -> dict[str, Any]:
     """All that the figures of a run depend on."""
-    model = pipeline.adapter.model
+    adapter, model = pipeline.adapter, pipeline.adapter.model
     return {
         **settings.to_dict(),
-        "model": {"adapter": pipeline.adapter.name, "weights": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")},
-        "device": device_name(pipeline.adapter.device),
+        "model": {
+            "adapter": adapter.name,
+            "weights": fingerprint(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "grid": list(adapter.grid),
+            "negative_prompt": adapter.defaults.negative_prompt,
+            "denoising": None if adapter.denoising is None else adapter.denoising.to_config(),
+        },
+        "device": device_name(adapter.device),
         "versions": {"sjd2-kernels": __version__, "code": code_digest(), "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
@@ -71,6 +78,7 @@ def _call(
         negative_prompt=settings.negative_prompt,
         height=settings.height,
         width=settings.width,
+        graphs=settings.graphs,
         callback=callback,
         output_type="tokens",
         **variant.options,

@@ -45,6 +45,10 @@ def _row(variant: Variant, cells: list[dict[str, Any]]) -> dict[str, Any]:
     for picture in pictures:
         histogram.update({int(tokens): times for tokens, times in picture["histogram"].items()})
     peaks = [cell["peak_memory"] for cell in cells if cell["peak_memory"] is not None]
+    seconds = [cell["seconds"] / len(cell["pictures"]) for cell in cells]
+    # CUDA graphs hold whole iterations: there is no time of the forward alone.
+    forward = [None if cell["forward_seconds"] is None else cell["forward_seconds"] / len(cell["pictures"]) for cell in cells]
+    split = [(whole, inside) for whole, inside in zip(seconds, forward, strict=True) if inside is not None]
     return {
         **variant.to_dict(),
         "exact": variant.preset.exact,
@@ -53,9 +57,9 @@ def _row(variant: Variant, cells: list[dict[str, Any]]) -> dict[str, Any]:
         "forwards": with_interval([picture["forwards"] for picture in pictures]),
         "accepted_per_forward": with_interval([picture["accepted_per_forward"] for picture in pictures]),
         "histogram": {str(tokens): histogram[tokens] for tokens in sorted(histogram)},
-        "seconds_per_picture": statistics.median(cell["seconds"] / len(cell["pictures"]) for cell in cells),
-        "forward_seconds_per_picture": statistics.median(cell["forward_seconds"] / len(cell["pictures"]) for cell in cells),
-        "other_seconds_per_picture": statistics.median((cell["seconds"] - cell["forward_seconds"]) / len(cell["pictures"]) for cell in cells),
+        "seconds_per_picture": statistics.median(seconds),
+        "forward_seconds_per_picture": statistics.median(inside for _, inside in split) if split else None,
+        "other_seconds_per_picture": statistics.median(whole - inside for whole, inside in split) if split else None,
         "peak_memory": max(peaks) if peaks else None,
     }
 

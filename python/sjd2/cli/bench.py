@@ -60,6 +60,13 @@ def add_parser(commands: Any) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the first picture, for every method; the next one's is one higher (default: 0)")
     add("--num-images", type=int, default=1, metavar="B", help="pictures of every prompt (default: 1)")
     add("--batch-size", type=int, default=1, metavar="N", help="pictures decoded together; seconds are those of a lone user at 1 (default: 1)")
+    add(
+        "--no-graphs",
+        dest="graphs",
+        action="store_const",
+        const=False,
+        help="on a GPU no CUDA graphs: seconds are split into forward and the rest then",
+    )
     add("-o", "--output", required=True, metavar="DIR", help="folder of the results, new or of the same run")
     add("--restart", action="store_true", help="begin anew: throw away the figures that the folder holds")
     add("--no-plots", dest="plots", action="store_false", help="no pictures of the figures, which need matplotlib")
@@ -123,6 +130,7 @@ def run(options: argparse.Namespace) -> int:
         negative_prompt=options.negative_prompt,
         height=options.height,
         width=options.width,
+        graphs=options.graphs,
     )
     folder = Path(options.output)
     try:

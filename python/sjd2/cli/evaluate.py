@@ -12,10 +12,11 @@ import torch
 from ..adapters import load_adapter
 from ..bench.report import aligned, shown_interval
 from ..files import check_writable
+from .model_options import adapter_entries, add_model_options
 
 __all__ = ["add_parser"]
 
-_EPILOG = """Pictures are drawn by `sjd2 bench`, once; this measures them as often as wanted. Pass the same --model.
+_EPILOG = """Pictures are drawn by `sjd2 bench`, once; this measures them as often as wanted. Pass the same --model and adapter options.
 
 what needs downloaded weights:
   --clip             any CLIP model of Transformers, by folder or hub name
@@ -51,8 +52,7 @@ def add_parser(commands: Any) -> None:
     add("--inception-weights", metavar="FILE", help="Inception's weights as torch-fidelity publishes them (default: fetched)")
     add("--geneval", nargs=2, metavar=("METADATA", "DIR"), help="write pictures for GenEval's evaluator, and show its scores where it has left them")
     add("--pictures", metavar="DIR", help="write every picture as PNG, a folder per method")
-    add("--model", metavar="NAME_OR_PATH", help="the model that drew the pictures (default: the model that ships with the package)")
-    add("--device", metavar="D", help="cpu, cuda … (default: the GPU if there is one)")
+    add_model_options(parser)
     add("--batch-size", type=int, default=8, metavar="N", help="pictures measured together (default: %(default)s)")
     add("--quiet", action="store_true", help="no progress bar, no table")
     parser.set_defaults(run=run)
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     output = store.folder / "eval.json"
     check_writable(output, "DIR")
     dtype = getattr(torch, store.settings["model"]["dtype"])
-    adapter = load_adapter(options.model, device=options.device, dtype=dtype)
+    adapter = load_adapter(options.model, adapter=adapter_entries(options), device=options.device, dtype=dtype)
     measures = Measures(
         clip=ClipScore(options.clip, adapter.device) if options.clip else None,
         fid=FrechetDistance(options.fid_features, inception_weights=options.inception_weights, device=adapter.device) if options.fid else None,
