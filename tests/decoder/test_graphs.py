@@ -87,6 +87,12 @@ def test_a_number_of_columns_is_a_graph(model):
     run(model, "ar", guided=False, graphs=tape, compact=False)
     assert tape.recordings == 1
     assert tape.replays == max(LENGTHS) - 1, "the first iteration of a shape is not recorded"
+    tape, few = Tape(), 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sjd2.decoding.graphs.max", lambda *_: few, raising=False)
+        run(model, "ar", guided=False, graphs=tape, compact=False)
+    assert 1 < tape.recordings <= 5
+    assert tape.replays == max(LENGTHS) - tape.recordings, "nor is the first of any number of columns"
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(model):

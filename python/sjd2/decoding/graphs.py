@@ -97,7 +97,7 @@ def _per_row(plan: Plan) -> tuple[Any, ...]:
 
 
 class Graphed:
-    """Iterations as graphs; the first one of a shape runs operation by operation.
+    """Iterations as graphs; the first one of a shape runs operation by operation, so that whatever is made at its first use is there.
 
     If an iteration cannot be recorded (a model whose forward asks the host, for instance), a warning says why, and the run goes on without graphs.
 
@@ -112,6 +112,7 @@ class Graphed:
         self._plan: Plan | None = None
         self._state: WindowState | None = None
         self._graphs: dict[int, Callable[[], None]] = {}
+        self._warm: set[int] = set()
         self._refused = False
 
     def __call__(self, plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> WindowState:
@@ -121,9 +122,14 @@ class Graphed:
             return state
         if not self._adopt(plan, state):
             iterate(plan, state, cache, stopwatch)
+            self._warm = {cache.extent}
             return self._keep(plan, state)
         assert self._plan is not None
         assert self._state is not None
+        if cache.extent not in self._warm:
+            self._warm.add(cache.extent)
+            self._iteration(self._plan, self._state, cache)()
+            return self._state
         if cache.extent not in self._graphs:
             try:
                 self._graphs[cache.extent] = self.record(self._iteration(self._plan, self._state, cache))
