@@ -78,7 +78,7 @@ def test_a_batch_without_room_is_refused_before_anything_runs(monkeypatch):
     assert not model.rows
     run(model, "mc-sjd", batch_size=3)
     monkeypatch.setattr(memory, "available", lambda device: one - 1)
-    with pytest.raises(MemoryError, match="not even one fits: a smaller window, or cache='paged', takes less"):
+    with pytest.raises(MemoryError, match="not even one fits; a smaller window, a smaller image, or no guidance takes less"):
         run(model, "mc-sjd", batch_size=1)
 
 

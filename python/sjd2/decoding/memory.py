@@ -62,7 +62,7 @@ def check_memory(need: Need, batch_size: int, device: torch.device) -> None:
     if room is None or need.total * batch_size <= room:
         return
     fitting = room // need.total
-    way_out = f"batch_size {fitting} would fit" if fitting else "not even one fits: a smaller window, or cache='paged', takes less"
+    way_out = f"batch_size {fitting} would fit" if fitting else "not even one fits; a smaller window, a smaller image, or no guidance takes less"
     parts = ", ".join(f"{name} {_gibibytes(value * batch_size)}" for name, value in vars(need).items())
     raise MemoryError(
         f"batch_size: {batch_size} images together need about {_gibibytes(need.total * batch_size)} beside the weights ({parts}), "
