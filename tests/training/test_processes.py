@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sjd2.training import DraftPool, DraftSettings
 from sjd2.training.processes import own_device, share_of_batch
 from support import launched
-from support.tuning import write_images, write_model, write_tokens
+from support.tuning import write_images, write_tokens
 
 COMMON = ["--model", "model", "--device", "cpu", "--steps", "6", "--windows", "2", "--window", "6", "--levels", "3", "--save-every", "2"]
 COMMON += ["--learning-rate", "1e-2", "--eval-every", "1", "--held-out", "0.2"]
@@ -24,90 +24,77 @@ LORA = ["--data", "pictures", "--batch-size", "4", "--lora", "2", "--gradient-ch
 DRAFTS = ["--own-drafts", "--data", "prompts.txt", "--first", "5", "--renewed", "3"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def command(output: str, *arguments: str) -> list[str]:
     return ["finetune", *COMMON, *arguments, "-o", output]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with what one process made, and two, of the same commands."""
-    place = tmp_path_factory.mktemp("processes")
-    write_model(place / "model")
-    write_tokens(place / "tokens.jsonl", 20)
-    write_images(place / "pictures", 6)
-    (place / "prompts.txt").write_text("a bag\na red coat\na blue boot\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        assert launched.run(command("full-by-one", *FULL), None) == 0
-        assert launched.run(command("lora-by-one", *LORA), None) == 0
-        # What the loss weighs differs from image to image, so its mean over four is another than that of the means over two.
-        assert launched.run(command("drafts-by-one", *DRAFTS, "--batch-size", "2", "--gradient-accumulation", "2"), None) == 0
-        assert launched.run(command("one-then-two", *FULL), 5) == 130
-        commands = [
-            (command("full-by-two", *FULL), None),
-            (command("lora-by-two", *LORA), None),
-            (command("drafts-by-two", *DRAFTS, "--batch-size", "4"), None),
-            (command("drafts-renewed", *DRAFTS, "--batch-size", "4", "--every", "2"), None),
-            (command("two-then-one", *FULL), 5),
-            (command("one-then-two", *FULL), None),
-        ]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run([*torchrun, launched.__file__, json.dumps(commands)], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        (place / "report.txt").write_text(done.stdout)
-        assert (place / "two-then-one.tuning" / "checkpoint-4" / "complete.json").is_file()
-        assert launched.run(command("two-then-one", *FULL), None) == 0
-    return place
+@pytest.fixture
+def place(tmp_path, monkeypatch, folder) -> Path:
+    """A working folder with a model and data of each kind."""
+    shutil.copytree(folder, tmp_path / "model")
+    write_tokens(tmp_path / "tokens.jsonl", 20)
+    write_images(tmp_path / "pictures", 6)
+    (tmp_path / "prompts.txt").write_text("a bag\na red coat\na blue boot\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def assert_same_weights(place: Path, first: str, second: str) -> None:
-    before, one, other = (load_file(place / name / "model.safetensors") for name in ("model", first, second))
+def assert_same(first: str, second: str) -> None:
+    """Two runs have the same weights and the same log, up to rounding."""
+    before, one, other = (load_file(Path(name) / "model.safetensors") for name in ("model", first, second))
     assert max((one[name] - before[name]).abs().max() for name in one) > 1e-2
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def log(place: Path, name: str) -> dict:
-    return json.loads((place / name / "training_log.json").read_text())
-
-
-@pytest.mark.parametrize("recipe", ["full", "lora", "drafts"])
-def test_two_processes_take_the_steps_of_one(place, recipe):
-    assert_same_weights(place, f"{recipe}-by-one", f"{recipe}-by-two")
-    one, two = log(place, f"{recipe}-by-one"), log(place, f"{recipe}-by-two")
+        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{second}: {name}: {text}")
+    logs = [json.loads((Path(name) / "training_log.json").read_text()) for name in (first, second)]
     for part in ("evaluations", "training"):
-        assert len(one[part]) == len(two[part])
-        for expected, found in zip(one[part], two[part], strict=True):
+        for expected, found in zip(logs[0][part], logs[1][part], strict=True):
             del expected["seconds"], found["seconds"]
-            assert found == pytest.approx(expected, abs=1e-3)
+            assert found == pytest.approx(expected, abs=1e-3), second
 
 
-@pytest.mark.parametrize("name", ["one-then-two", "two-then-one"])
-def test_a_run_goes_on_with_another_number_of_processes(place, name):
-    assert_same_weights(place, "full-by-one", name)
-    assert [row["step"] for row in log(place, name)["training"]] == [1, 2, 3, 4, 5, 6]
+def test_two_processes_make_what_one_makes_and_each_goes_on_where_the_other_stopped(place):
+    assert launched.run(command("full-by-one", *FULL), None) == 0
+    assert launched.run(command("lora-by-one", *LORA), None) == 0
+    # What the loss weighs differs from image to image, so its mean over four is another than that of the means over two.
+    assert launched.run(command("drafts-by-one", *DRAFTS, "--batch-size", "2", "--gradient-accumulation", "2"), None) == 0
+    assert launched.run(command("one-then-two", *FULL), 5) == 130
+    commands = [
+        (command("full-by-two", *FULL), None),
+        (command("lora-by-two", *LORA), None),
+        (command("drafts-by-two", *DRAFTS, "--batch-size", "4"), None),
+        (command("drafts-renewed", *DRAFTS, "--batch-size", "4", "--every", "2"), None),
+        (command("two-then-one", *FULL), 5),
+        (command("one-then-two", *FULL), None),
+    ]
+    done = subprocess.run([*TORCHRUN, launched.__file__, json.dumps(commands)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (place / "two-then-one.tuning" / "checkpoint-4" / "complete.json").is_file()
+    assert launched.run(command("two-then-one", *FULL), None) == 0
 
-
-def test_one_process_reports_and_leaves_nothing_but_folders(place):
-    report = (place / "report.txt").read_text()
-    assert report.count("pictures: 6 of 6 images encoded") == 1
-    assert report.count("16 examples, 4 held out, 6 steps of 4 on 2 processes") == 3
-    assert report.count("resumed from one-then-two.tuning/checkpoint-4") == 1
-    assert report.count("own drafts recorded") == 1 + 3
-    assert report.count("exit codes [0, 0, 0, 0, 130, 0]") == 2
+    for recipe in ("full", "lora", "drafts"):
+        assert_same(f"{recipe}-by-one", f"{recipe}-by-two")
+    assert_same("full-by-one", "one-then-two")
+    assert_same("full-by-one", "two-then-one")
+    assert done.stdout.count("exit codes [0, 0, 0, 0, 130, 0]") == 2
+    # One of the two reports, encodes and writes.
+    assert done.stdout.count("pictures: 6 of 6 images encoded") == 1
+    assert done.stdout.count("16 examples, 4 held out, 6 steps of 4 on 2 processes") == 3
+    assert done.stdout.count("own drafts recorded") == 1 + 3
+    assert done.stdout.count("resumed from one-then-two.tuning/checkpoint-4") == 1
+    assert (place / "drafts-renewed" / "model.safetensors").is_file()
     assert not list(place.glob("*.tuning"))
 
 
-def test_the_command_itself_under_torchrun(place, tmp_path):
-    shutil.copytree(place / "model", tmp_path / "model")
-    write_tokens(tmp_path / "tokens.jsonl", 5)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["finetune", "--data", "tokens.jsonl", "--model", "model", "--device", "cpu", "-o", "tuned", "--batch-size", "3"]
+def test_the_command_itself_under_torchrun_names_what_is_wrong_and_leaves_nothing(place):
+    before = sorted(place.rglob("*"))
     script = str(Path(sys.executable).with_name("sjd2"))
-    done = subprocess.run([*torchrun, script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*TORCHRUN, script, *command("tuned", *FULL, "--batch-size", "3")], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "error: batch_size: expected batch_size x gradient_accumulation to be a multiple of the 2 processes, got 3 x 1" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tokens.jsonl"]
+    assert sorted(place.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -125,12 +112,11 @@ def test_a_batch_that_cannot_be_dealt_out_is_named():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
-def test_a_model_in_parts_is_refused(place, tmp_path, monkeypatch, capsys, name, kind):
+def test_a_model_in_parts_is_refused(place, monkeypatch, capsys, name, kind):
     monkeypatch.setenv(name, "true")
-    monkeypatch.chdir(place)
-    assert launched.run(command(str(tmp_path / "tuned"), *FULL), None) == 1
+    assert launched.run(command("tuned", *FULL), None) == 1
     assert f"(DDP), the launcher asks for {kind}" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert not list(place.glob("tuned*"))
 
 
 class _Processes:
