@@ -14,8 +14,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Step:
     """A command, how long it may take, and a program that it cannot do without.
 
-    ``{out}`` in an argument is the folder of results.
+    ``{out}`` in an argument is the folder of results. With ``parts`` the command runs once with each of them, all at the same time.
     """
 
     name: str
@@ -33,11 +36,14 @@ class Step:
     seconds: int
     needs: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    parts: tuple[tuple[str, ...], ...] = ((),)
 
 
 PYTHON = sys.executable
 # The command, not `python -m pytest`, which would put the source folder before the installed package.
 PYTEST = str(Path(sys.executable).with_name("pytest"))
+#: Folders of tests that have a process of their own.
+APART = ("adapters", "decoder", "law", "ops", "training")
 STEPS = (
     Step("install", [PYTHON, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "."], 180),
     Step("info", [PYTHON, "-c", "from sjd2.cli import main; main(['info'])"], 60),
@@ -48,7 +54,13 @@ STEPS = (
         240,
         environment=(("SJD2_TEST_DEVICE", "cuda"),),
     ),
-    Step("other tests", [PYTEST, "-q", "-m", "not full", "--ignore=tests/fused", "--ignore=tests/kv_cache"], 420),
+    Step(
+        "other tests",
+        [PYTEST, "-q", "-m", "not full"],
+        420,
+        environment=(("OMP_NUM_THREADS", "2"),),
+        parts=(*((f"tests/{folder}",) for folder in APART), ("tests", *(f"--ignore=tests/{folder}" for folder in ("fused", "kv_cache", *APART)))),
+    ),
     Step(
         "memcheck",
         ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", PYTEST, "-q", "tests/kv_cache/test_cuda.py"],
@@ -80,20 +92,38 @@ def run(step: Step, out: Path, log) -> dict:
     """Run one step; says how it ended and how long it took."""
     if step.needs and shutil.which(step.needs) is None:
         return {"outcome": f"not run: {step.needs} is not on this machine", "seconds": 0.0}
-    command = [argument.replace("{out}", str(out)) for argument in step.command]
-    log.write(f"\n==== {step.name}: {' '.join(command)}\n")
-    log.flush()
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | dict(step.environment), stdout=log, stderr=subprocess.STDOUT, timeout=step.seconds, check=False
-        )
-        outcome = "passed" if done.returncode == 0 else f"failed: exit code {done.returncode}"
-    except subprocess.TimeoutExpired:
-        outcome = f"cut off after {step.seconds} s"
-    except OSError as error:
-        outcome = f"not run: {error}"
+    with ThreadPoolExecutor(len(step.parts)) as pool:
+        ended = list(pool.map(lambda part: _run_part(step, part, out), step.parts))
+    for text, _ in ended:
+        log.write(text)
+    log.flush()
+    outcomes = [outcome for _, outcome in ended]
+    outcome = next((one for one in outcomes if one != "passed"), "passed")
     return {"outcome": outcome, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _run_part(step: Step, part: Sequence[str], out: Path) -> tuple[str, str]:
+    """What a command printed, and how it ended."""
+    command = [argument.replace("{out}", str(out)) for argument in (*step.command, *part)]
+    with tempfile.TemporaryFile("w+") as printed:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | dict(step.environment),
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                timeout=step.seconds,
+                check=False,
+            )
+            outcome = "passed" if done.returncode == 0 else f"failed: exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            outcome = f"cut off after {step.seconds} s"
+        except OSError as error:
+            outcome = f"not run: {error}"
+        printed.seek(0)
+        return f"\n==== {step.name}: {' '.join(command)}\n{printed.read()}", outcome
 
 
 def facts() -> dict[str, str]:
@@ -124,7 +154,7 @@ def main() -> int:
             if left < 30:
                 report[step.name] = {"outcome": "not run: no time left", "seconds": 0.0}
             else:
-                limited = Step(**(asdict(step) | {"seconds": min(step.seconds, int(left)), "environment": step.environment}))
+                limited = replace(step, seconds=min(step.seconds, int(left)))
                 report[step.name] = run(limited, out, log)
             print(f"{step.name:22} {report[step.name]['outcome']}  ({report[step.name]['seconds']} s)", flush=True)
             conditions = conditions or facts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,15 @@ from sjd2 import TextToImagePipeline
 settings.register_profile("quick", max_examples=150, deadline=None)
 settings.register_profile("full", max_examples=34_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+#: What cannot be imported without Matplotlib (extra ``bench``); other tests skip by themselves what is not there.
+_PLOTTED = ["bench/test_cli.py", "benchmarks/test_ablations.py", "benchmarks/test_advance.py", "benchmarks/test_pictures.py"]
+_PLOTTED += ["docs/test_blocks.py", "docs/test_text.py"]
+collect_ignore = [] if find_spec("matplotlib") else _PLOTTED
+
+
+def pytest_report_header() -> list[str]:
+    return [f"without matplotlib these are left out: {', '.join(collect_ignore)}"] if collect_ignore else []
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def test_targets_of_make_that_are_named_exist(page):
 
 def test_every_picture_of_the_docs_is_shown():
     images = ROOT / "docs" / "images"
-    shown = {match for page in PAGES for match in re.findall(r"images/([\w./-]+)", _text(page))}
+    shown = {match for page in PAGES for match in re.findall(r"\((?:docs/)?images/([\w./-]+)", _text(page))}
     assert {str(path.relative_to(images)) for path in images.rglob("*.*")} == shown
 
 
