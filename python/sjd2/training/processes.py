@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,9 @@ __all__ = ["join_processes", "own_device", "quiet_but_for_one", "share_of_batch"
 
 #: What ``accelerate launch`` sets for kinds of training that keep a part of the model in each process.
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+#: How long a process waits for the others: while one encodes images, more than the ten minutes that PyTorch gives it on GPUs.
+_PATIENCE = timedelta(days=1)
 
 
 def join_processes(device: torch.device | str | None) -> PartialState:
@@ -44,7 +48,7 @@ def join_processes(device: torch.device | str | None) -> PartialState:
                 f"finetune: expected a whole model in each process (DDP), the launcher asks for {kind}, whose parts are not put together"
             )
     on_cpu = not torch.cuda.is_available() or (device is not None and str(device).startswith("cpu"))
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
 def own_device(device: torch.device | str | None, processes: PartialState) -> torch.device | str | None:
