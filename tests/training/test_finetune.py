@@ -231,12 +231,6 @@ def test_a_loss_that_is_no_number_ends_the_run(place, capsys):
     assert not (place / "tuned").exists()
 
 
-def test_several_processes_are_refused(place, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command() == 1
-    assert "finetune: expected one process" in capsys.readouterr().err
-
-
 def test_a_dataset_of_ones_own(place):
     settings = FinetuneSettings(TuningNoise(windows=1, window=4), steps=2, batch_size=2, held_out=0)
     assert finetune(_Examples(), "tuned", settings, model="model", device="cpu") == Path("tuned")

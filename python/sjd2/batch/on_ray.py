@@ -7,14 +7,14 @@ an actor was lost after its picture was written, is written down once; the pictu
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..cluster import Actors, cluster
 from ..pipeline import TextToImagePipeline
 from .folder import BatchFolder
 from .jobs import Job
@@ -22,23 +22,6 @@ from .run import Progress, Tally
 from .worker import Worker
 
 __all__ = ["Actors", "run_on_ray"]
-
-
-@dataclass(frozen=True)
-class Actors:
-    """The pool.
-
-    Attributes:
-        count: of actors.
-        gpus: of each; a fraction lets several share one.
-        cpus: of each.
-        address: of the cluster; ``auto`` finds a running one, ``local`` starts one on this machine.
-    """
-
-    count: int = 1
-    gpus: float = 0.0
-    cpus: float = 1.0
-    address: str = "local"
 
 
 class _Actor:
@@ -79,22 +62,6 @@ def run_on_ray(
         ImportError: Ray is not installed.
         RuntimeError: the cluster cannot be reached, or gave up.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--ray: needs Ray: pip install 'sjd2-kernels[ray]'") from error
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(
-            address=None if actors.address == "local" else actors.address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            num_cpus=max(1, round(actors.count * actors.cpus)) if actors.address == "local" else None,
-        )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would write over the progress bar, and has one of its own
-    ray.data.DataContext.get_current().enable_progress_bars = False
     where, threads, worker_options = str(folder.folder.resolve()), max(1, int(actors.cpus)), dict(options)
 
     class Bound(_Actor):
@@ -107,28 +74,24 @@ def run_on_ray(
     seen: set[str] = set()
     try:
         texts = [{"job": json.dumps(asdict(job))} for job in jobs]
-        if texts:
-            rows = (
-                ray.data.from_items(texts, override_num_blocks=max(1, -(-len(texts) // chunk)))
-                .map_batches(
-                    Bound,
-                    batch_size=chunk,
-                    compute=ray.data.ActorPoolStrategy(size=actors.count),
-                    num_cpus=actors.cpus,
-                    num_gpus=actors.gpus or None,
+        with cluster(actors, "--ray") as ray:
+            if texts:
+                rows = (
+                    ray.data.from_items(texts, override_num_blocks=max(1, -(-len(texts) // chunk)))
+                    .map_batches(
+                        Bound,
+                        batch_size=chunk,
+                        compute=ray.data.ActorPoolStrategy(size=actors.count),
+                        num_cpus=actors.cpus,
+                        num_gpus=actors.gpus or None,
+                    )
+                    .iter_rows()
                 )
-                .iter_rows()
-            )
-            for found in rows:
-                row = json.loads(found["row"])
-                if row["id"] not in seen:
-                    seen.add(row["id"])
-                    progress(row)
-    except ray.exceptions.RayError as error:
-        cause = error.__cause__ or error
-        raise RuntimeError(f"--ray: {' '.join(str(cause).split())[:500]}") from error
+                for found in rows:
+                    row = json.loads(found["row"])
+                    if row["id"] not in seen:
+                        seen.add(row["id"])
+                        progress(row)
     finally:
         progress.bar.close()
-        if started_here:
-            ray.shutdown()
     return progress.tally

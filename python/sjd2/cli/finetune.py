@@ -18,7 +18,8 @@ with --own-drafts:
   a .txt file    a prompt per line
   a .jsonl file  a line {"prompt": "a caption"} each
 
-An interrupted run goes on when the same command is given again.
+An interrupted run goes on when the same command is given again. Under torchrun or
+accelerate launch it trains on several processes: docs/tuning.md.
 
 example:
   sjd2 finetune --data pictures --steps 2000 --learning-rate 4e-4 -o tuned
@@ -47,8 +48,8 @@ def add_parser(commands: Any) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default with --own-drafts: 1000)")
     length.add_argument("--epochs", type=float, metavar="N", help="passes over the data (default: 1)")
-    add("--batch-size", type=int, default=8, metavar="N", help="examples per forward (default: %(default)s)")
-    add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step (default: %(default)s)")
+    add("--batch-size", type=int, default=8, metavar="N", help="examples per forward, of all processes together (default: %(default)s)")
+    add("--gradient-accumulation", type=int, default=1, metavar="N", help="forwards per step; several processes share them (default: %(default)s)")
     add("--learning-rate", type=float, metavar="R", help="highest; 3 %% warm-up, then a cosine (default: 2e-5, with LoRA 2e-4)")
     add("--seed", type=int, default=0, metavar="N", help="of order, noise and captions dropped (default: %(default)s)")
     add("--drop-captions", type=float, metavar="SHARE", help="share of captions left out, for guidance (default: 0.1)")

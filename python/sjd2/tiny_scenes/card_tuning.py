@@ -43,9 +43,7 @@ def _by_level(adapter: TinyScenesAdapter, captions: list[str], codes: torch.Tens
     noise = TuningNoise(denoising.levels, windows=4, window=28, timesteps=denoising.timesteps, normalise=denoising.normalise)
     model, collate = NextCleanTokenModel(adapter, noise), NoiseCollator(adapter, noise)
     examples: list[Any] = [{"prompt": caption, "tokens": row, "seed": n} for n, (caption, row) in enumerate(zip(captions, codes, strict=True))]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        parts = [model(**collate(examples[i : i + 8])) for i in range(0, len(examples), 8)]
+    parts = [model(**collate(examples[i : i + 8])) for i in range(0, len(examples), 8)]
     nll, count = (torch.cat([part[name] for part in parts]).sum(0)[1:] for name in ("nll", "count"))
     return (nll / count).tolist()
 

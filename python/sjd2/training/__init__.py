@@ -21,6 +21,7 @@ from .prompts import Prompts, read_prompts
 from .recipe import finetune
 from .save import save_tuned
 from .settings import FinetuneSettings
+from .tokens_on_ray import prepare_tokens
 from .trainer import build_trainer, last_checkpoint, nll_by_level
 from .trajectories import Trajectory, record
 
@@ -46,6 +47,7 @@ __all__ = [
     "last_checkpoint",
     "merge_lora",
     "nll_by_level",
+    "prepare_tokens",
     "read_examples",
     "read_prompts",
     "record",

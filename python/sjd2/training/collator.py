@@ -35,8 +35,8 @@ class NumberedExample(Example):
 class NoiseCollator:
     """Batches for :class:`NextCleanTokenModel`.
 
-    Each example's plan comes from the seed that the example carries (``build_trainer`` gives every example of a run its own), so it depends
-    neither on the batch, nor on the process that loads it, nor on how often the run was resumed.
+    Each example's plan, and the seed of its noise, come from the seed that the example carries (``build_trainer`` gives every example of a run
+    its own), so they depend neither on the batch, nor on the process that trains on it, nor on how often the run was resumed.
 
     Args:
         adapter: of the model.
@@ -60,7 +60,7 @@ class NoiseCollator:
         """One batch, by the names of the arguments of ``NextCleanTokenModel.forward``."""
         tokens = torch.stack([torch.as_tensor(example["tokens"], dtype=torch.int64) for example in examples])
         prompts = [torch.tensor(ids) for ids in self._prompt_ids(examples)]
-        generators = (torch.Generator().manual_seed(example["seed"]) for example in examples)
+        generators = [torch.Generator().manual_seed(example["seed"]) for example in examples]
         plan = NoisePlan.stack([draw_plan(tokens.shape[1], self.noise, generator, self.structural) for generator in generators])
         return {
             # What stands in the padding is masked.
@@ -68,4 +68,5 @@ class NoiseCollator:
             "prompt_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
             "tokens": tokens,
             **plan._asdict(),
+            "noise_seed": torch.stack([torch.randint(2**62, (), generator=generator) for generator in generators]),
         }

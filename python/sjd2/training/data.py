@@ -25,7 +25,7 @@ from ..adapters import Adapter
 from ..files import write_atomically
 from .collator import Example
 
-__all__ = ["TokenExamples", "read_examples"]
+__all__ = ["Entry", "TokenExamples", "image_entries", "open_image", "read_examples"]
 
 METADATA = "metadata.jsonl"
 
@@ -61,26 +61,27 @@ class TokenExamples(Dataset):
         return hashlib.sha256(text + np.ascontiguousarray(self.tokens, dtype=np.int32).tobytes()).hexdigest()[:16]
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A record and where it stands, for errors."""
 
     place: str
     fields: dict[str, Any]
 
     def take(self, name: str, kind: type, expected: str) -> Any:
+        """A field of this kind, or a ValueError that says what was expected."""
         value = self.fields.get(name)
         if not isinstance(value, kind):
             raise ValueError(f"{self.place}: expected {expected} in {name!r}, got {'nothing' if name not in self.fields else repr(value)[:60]}")
         return value
 
 
-def _entry(place: str, value: Any) -> _Entry:
+def _entry(place: str, value: Any) -> Entry:
     if not isinstance(value, dict):
         raise ValueError(f"{place}: expected an object, got {repr(value)[:60]}")
-    return _Entry(place, value)
+    return Entry(place, value)
 
 
-def _lines(path: Path) -> Iterator[_Entry]:
+def _lines(path: Path) -> Iterator[Entry]:
     """Records of a .jsonl file; empty lines are passed over."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -94,7 +95,7 @@ def _lines(path: Path) -> Iterator[_Entry]:
             yield _entry(place, value)
 
 
-def _list(path: Path) -> Iterator[_Entry]:
+def _list(path: Path) -> Iterator[Entry]:
     """Records of a .json file."""
     try:
         values = json.loads(path.read_bytes())
@@ -124,7 +125,7 @@ def _check_prompts(places: list[str], prompts: list[str], adapter: Adapter) -> N
         raise
 
 
-def _token_row(entry: _Entry, forced: np.ndarray, vocab_size: int) -> np.ndarray:
+def _token_row(entry: Entry, forced: np.ndarray, vocab_size: int) -> np.ndarray:
     """The checked tokens of one record."""
     values = entry.take("tokens", list, "a list of token ids")
     if len(values) != len(forced):
@@ -138,7 +139,7 @@ def _token_row(entry: _Entry, forced: np.ndarray, vocab_size: int) -> np.ndarray
     return row
 
 
-def _read_tokens(entries: Iterator[_Entry], adapter: Adapter) -> TokenExamples:
+def _read_tokens(entries: Iterator[Entry], adapter: Adapter) -> TokenExamples:
     """Examples of a file; of each record only its tokens are kept, four bytes each."""
     forced = adapter.layout(1).forced[0].cpu().numpy()
     places, prompts, rows = [], [], []
@@ -150,7 +151,8 @@ def _read_tokens(entries: Iterator[_Entry], adapter: Adapter) -> TokenExamples:
     return TokenExamples(prompts, np.stack(rows) if rows else np.empty((0, len(forced)), dtype=np.int32))
 
 
-def _open_image(entry: _Entry, folder: Path) -> Image.Image:
+def open_image(entry: Entry, folder: Path) -> Image.Image:
+    """The image of a record; a ValueError names the record of one that is not there or cannot be read."""
     name = entry.take("file_name", str, "the name of an image")
     path = folder / name
     if not path.is_file():
@@ -162,17 +164,17 @@ def _open_image(entry: _Entry, folder: Path) -> Image.Image:
         raise ValueError(f"{entry.place}: {name} cannot be read as an image: {error}") from error
 
 
-def _encode(entries: list[_Entry], folder: Path, adapter: Adapter, count: int, batch_size: int, progress: Callable[[int, int], None]) -> np.ndarray:
+def _encode(entries: list[Entry], folder: Path, adapter: Adapter, count: int, batch_size: int, progress: Callable[[int, int], None]) -> np.ndarray:
     """Tokens ``[M, N]`` of the images of a folder."""
     tokens = np.empty((len(entries), count), dtype=np.int32)
     for start in range(0, len(entries), batch_size):
-        images = [_open_image(entry, folder) for entry in entries[start : start + batch_size]]
+        images = [open_image(entry, folder) for entry in entries[start : start + batch_size]]
         tokens[start : start + len(images)] = adapter.encode(images).numpy()
         progress(start + len(images), len(entries))
     return tokens
 
 
-def _fingerprint(entries: list[_Entry], folder: Path) -> str:
+def _fingerprint(entries: list[Entry], folder: Path) -> str:
     """A hash of the names, sizes and times of the images: with the same one, kept tokens are those of the images."""
     facts = []
     for entry in entries:
@@ -181,13 +183,19 @@ def _fingerprint(entries: list[_Entry], folder: Path) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _read_images(folder: Path, adapter: Adapter, batch_size: int, keep: Path | None, progress: Callable[[int, int], None]) -> TokenExamples:
-    """Examples of a folder."""
+def image_entries(folder: Path, adapter: Adapter) -> tuple[list[Entry], list[str]]:
+    """The records of a folder of images, and their captions, which are checked."""
     if not (folder / METADATA).is_file():
         raise ValueError(f"data: expected {METADATA} in {folder}, found none")
     entries = list(_lines(folder / METADATA))
     prompts = [entry.take("text", str, "a caption") for entry in entries]
     _check_prompts([entry.place for entry in entries], prompts, adapter)
+    return entries, prompts
+
+
+def _read_images(folder: Path, adapter: Adapter, batch_size: int, keep: Path | None, progress: Callable[[int, int], None]) -> TokenExamples:
+    """Examples of a folder."""
+    entries, prompts = image_entries(folder, adapter)
     fingerprint = _fingerprint(entries, folder)
     if keep is not None and keep.is_file():
         with np.load(keep) as kept:

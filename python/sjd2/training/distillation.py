@@ -82,7 +82,7 @@ class DraftSettings:
 
 
 class DraftCollator:
-    """Trajectories to batches for :class:`DraftDistillation`; windows are drawn from PyTorch's global CPU generator.
+    """Trajectories to batches for :class:`DraftDistillation`; what is drawn for one comes from its seed.
 
     Args:
         adapter: of the model.
@@ -101,7 +101,7 @@ class DraftCollator:
         if noise.window > len(self.structural) // 2:
             raise ValueError(f"window: expected at most {len(self.structural) // 2}, half of an image's tokens, got {noise.window}")
 
-    def _window(self, trajectory: Trajectory, slots: int) -> tuple[int, int, torch.Tensor]:
+    def _window(self, trajectory: Trajectory, slots: int, generator: torch.Generator) -> tuple[int, int, torch.Tensor]:
         """First token, first token behind the rejection, and drafts of a random window of which all slots lie in the image.
 
         An image of a few forwards may have none; then what is returned has no slot behind a rejection, and no weight.
@@ -110,14 +110,14 @@ class DraftCollator:
         usable = [i for i in range(len(trajectory.drafts)) if committed[i] + slots < len(trajectory.tokens)]
         if not usable:
             return 0, len(trajectory.tokens), trajectory.tokens[:slots].long()
-        i = usable[int(torch.randint(len(usable), ()))]
+        i = usable[int(torch.randint(len(usable), (), generator=generator))]
         return committed[i], committed[i + 1], trajectory.drafts[i, :slots].long()
 
-    def _levels(self, slots: int) -> torch.Tensor:
+    def _levels(self, slots: int, generator: torch.Generator) -> torch.Tensor:
         noise = self.noise
-        clean = torch.randint(math.ceil(self.settings.clean * slots), slots + 1, (noise.windows, 1))
+        clean = torch.randint(math.ceil(self.settings.clean * slots), slots + 1, (noise.windows, 1), generator=generator)
         low, high = noise.segment
-        ends = torch.randint(low, high + 1, (noise.windows, noise.levels.steps)).cumsum(1)
+        ends = torch.randint(low, high + 1, (noise.windows, noise.levels.steps), generator=generator).cumsum(1)
         behind = (torch.arange(slots) - clean).clamp(min=0).contiguous()
         rising = torch.searchsorted(ends, behind, right=True) + 1
         return rising.clamp(max=noise.levels.steps).masked_fill(torch.arange(slots) < clean, 0)
@@ -128,10 +128,14 @@ class DraftCollator:
         negative = [self.adapter.defaults.negative_prompt] * len(captions)
         prompts = [torch.tensor(ids) for ids in [*self.adapter.prompt_ids(captions), *self.adapter.partner_ids(captions, negative)]]
         slots = min(self.noise.window, examples[0].drafts.shape[1])
-        windows = [[self._window(example, slots) for _ in range(self.noise.windows)] for example in examples]
+        generators = [torch.Generator().manual_seed(example.seed) for example in examples]
+        windows = [
+            [self._window(example, slots, generator) for _ in range(self.noise.windows)]
+            for example, generator in zip(examples, generators, strict=True)
+        ]
         start = torch.tensor([[first for first, _, _ in row] for row in windows])
         fed = start[..., None] + torch.arange(slots)
-        levels = torch.stack([self._levels(slots) for _ in examples])
+        levels = torch.stack([self._levels(slots, generator) for generator in generators])
         return {
             "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
             "prompt_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
@@ -142,6 +146,7 @@ class DraftCollator:
             "drafts": torch.stack([torch.stack([drafts for _, _, drafts in row]) for row in windows]),
             "levels": levels.masked_fill(self.structural[fed], 0),
             "free": ~self.structural[fed + 1],
+            "noise_seed": torch.stack([torch.randint(2**62, (), generator=generator) for generator in generators]),
         }
 
 
@@ -171,10 +176,10 @@ class DraftDistillation(NextCleanTokenModel):
         self._teacher = [frozen]  # a list: nn.Module would take it for a part of itself
         self._own_teacher = teacher is None
 
-    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics) -> torch.Tensor:
+    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics, seed: torch.Tensor | None) -> torch.Tensor:
         # Conditional and unconditional rows share their noise, as in decoding.
         half = len(embeddings) // 2
-        return super()._noisy(embeddings[:half], levels[:half], statistics).repeat(2, 1, 1)
+        return super()._noisy(embeddings[:half], levels[:half], statistics, seed).repeat(2, 1, 1)
 
     def _image_logits(self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Logits ``[2B, N, V]`` of the model before tuning."""
@@ -192,6 +197,7 @@ class DraftDistillation(NextCleanTokenModel):
         start: torch.Tensor,
         drafts: torch.Tensor,
         levels: torch.Tensor,
+        noise_seed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[2B, N, V]`` of finished images, and ``[2B, M, S, V]`` of windows of drafts beside them; see :meth:`forward`."""
         count, slots = tokens.shape[1], levels.shape[1:]
@@ -202,7 +208,7 @@ class DraftDistillation(NextCleanTokenModel):
         first = prompt_ids.shape[1] + count - 1
         shown = columns.token.clone()
         shown[:, first : first + slots.numel()] = count + torch.arange(slots.numel(), device=shown.device)
-        logits = self.logits(prompt_ids, torch.cat([tokens, drafts.flatten(1)], 1).repeat(2, 1), columns._replace(token=shown))
+        logits = self.logits(prompt_ids, torch.cat([tokens, drafts.flatten(1)], 1).repeat(2, 1), columns._replace(token=shown), noise_seed)
         return logits[:, :count], logits[:, count:].unflatten(1, slots)
 
     def forward(  # type: ignore[override]
@@ -216,6 +222,7 @@ class DraftDistillation(NextCleanTokenModel):
         drafts: torch.Tensor,
         levels: torch.Tensor,
         free: torch.Tensor,
+        noise_seed: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Loss and what it is made of.
 
@@ -228,6 +235,7 @@ class DraftDistillation(NextCleanTokenModel):
             drafts: int64 ``[B, M, S]``, what its slots hold.
             levels: int64 ``[B, M, S]``, their noise levels.
             free: bool ``[B, M, S]``, whether the token that a slot predicts is free, not structural.
+            noise_seed: int64 ``[B]``, of each image's noise; default: PyTorch's global generator.
 
         Returns:
             ``loss``; ``overlap [B]``: Σ min(p, q) of stale and true predictions behind a rejection, which is the chance to keep a draft (NaN for a
@@ -237,7 +245,8 @@ class DraftDistillation(NextCleanTokenModel):
         settings = self.settings
         true = self._image_logits(prompt_ids, prompt_mask, tokens).float()
         p = self._target(true, guidance_scale)
-        image, slots = (logits.float() for logits in self.window_logits(prompt_ids, prompt_mask, tokens, start, drafts, levels))
+        found = self.window_logits(prompt_ids, prompt_mask, tokens, start, drafts, levels, noise_seed)
+        image, slots = (logits.float() for logits in found)
         guided, stale = self._guided(image, guidance_scale), self._guided(slots, guidance_scale)
 
         place = start[..., None] + 1 + torch.arange(drafts.shape[-1], device=start.device)  # of the token that each slot predicts

@@ -19,6 +19,16 @@ from .plan import NoisePlan, TuningNoise
 __all__ = ["NextCleanTokenModel"]
 
 
+def _normal(like: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+    """Normal numbers, shaped like ``like [B, …]``. Those of a row come from its own seed, so that it has them in whatever batch and process it is."""
+    if seed is None:
+        return torch.randn_like(like)
+    noise = torch.empty_like(like)
+    for row, own in zip(noise, seed.tolist(), strict=True):
+        row.normal_(generator=torch.Generator(like.device).manual_seed(own))
+    return noise
+
+
 class NextCleanTokenModel(nn.Module):
     """The loss of next-clean-token prediction.
 
@@ -67,6 +77,7 @@ class NextCleanTokenModel(nn.Module):
         sequence_levels: torch.Tensor,
         window_start: torch.Tensor,
         window_levels: torch.Tensor,
+        noise_seed: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Loss, and what it is made of by level.
 
@@ -75,6 +86,7 @@ class NextCleanTokenModel(nn.Module):
             prompt_mask: int64 ``[B, P]``, 1 where real.
             tokens: int64 ``[B, N]``, image tokens in slice ids, and structural ones.
             sequence_levels, window_start, window_levels: see :class:`NoisePlan`.
+            noise_seed: int64 ``[B]``, of each row's noise; default: PyTorch's global generator.
 
         Returns:
             ``loss``: mean NLL over all predicted image tokens, in nats. ``nll`` and ``count`` ``[B, K + 1]``: its sum and the number of inputs, by
@@ -82,7 +94,7 @@ class NextCleanTokenModel(nn.Module):
         """
         steps = self.noise.levels.steps
         columns = lay_out(prompt_mask, NoisePlan(sequence_levels, window_start, window_levels), steps if self.noise.timesteps else 0)
-        logits = self.logits(prompt_ids, tokens, columns)
+        logits = self.logits(prompt_ids, tokens, columns, noise_seed)
         predicting = slice(prompt_ids.shape[1] - 1, prompt_ids.shape[1] - 1 + logits.shape[1])
         target, level = tokens.gather(1, columns.target[:, predicting]), columns.level[:, predicting]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -95,20 +107,21 @@ class NextCleanTokenModel(nn.Module):
             "count": sums.scatter_add(1, level, free),
         }
 
-    def logits(self, prompt_ids: torch.Tensor, tokens: torch.Tensor, columns: Columns) -> torch.Tensor:
+    def logits(self, prompt_ids: torch.Tensor, tokens: torch.Tensor, columns: Columns, noise_seed: torch.Tensor | None = None) -> torch.Tensor:
         """Logits ``[B, C, V]`` of the C columns that predict a token: the last one of the prompt, and all image inputs in their order.
 
         Args:
             prompt_ids: int64 ``[B, P]``, padded on the left.
-            tokens: int64 ``[B, N]``, what the columns show, noisy ones under fresh noise from PyTorch's global generator.
+            tokens: int64 ``[B, N]``, what the columns show, noisy ones under fresh noise.
             columns: of the batch, see :func:`lay_out`.
+            noise_seed: see :meth:`forward`.
         """
         width, timesteps = prompt_ids.shape[1], self.noise.levels.steps if self.noise.timesteps else 0
         image = slice(width, columns.token.shape[1] - timesteps)
         statistics = EmbeddingStatistics.of(self.adapter.image_embeddings())
         if not self.noise.normalise:
             statistics = EmbeddingStatistics.identity_like(statistics)
-        embeds = self._noisy(self.adapter.embed(tokens.gather(1, columns.token[:, image])), columns.level[:, image], statistics)
+        embeds = self._noisy(self.adapter.embed(tokens.gather(1, columns.token[:, image])), columns.level[:, image], statistics, noise_seed)
         parts = [self.adapter.embed_ids(prompt_ids), embeds]
         if timesteps:
             parts.append(timestep_embeddings(self.noise.levels, statistics, embeds.dtype).expand(len(tokens), -1, -1))
@@ -116,9 +129,9 @@ class NextCleanTokenModel(nn.Module):
         positions = rotary_positions(columns.position, starts, self.adapter.layout(1).places)
         return self.adapter.logits(torch.cat(parts, 1), attention_mask(columns), positions, outputs=slice(width - 1, image.stop))
 
-    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics) -> torch.Tensor:
-        """``embeddings [B, C, D]`` as they are at ``levels [B, C]``: ``(1 − t)·e + t·ε`` in the normalised space."""
+    def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics, seed: torch.Tensor | None) -> torch.Tensor:
+        """``embeddings [B, C, D]`` as they are at ``levels [B, C]``: ``(1 − t)·e + t·ε`` in the normalised space, ε of ``seed [B]``."""
         time = torch.tensor(self.noise.levels.times, dtype=statistics.mean.dtype, device=embeddings.device)[levels][..., None]
         clean = statistics.normalise(embeddings)
-        noisy = statistics.denormalise((1 - time) * clean + time * torch.randn_like(clean), embeddings.dtype)
+        noisy = statistics.denormalise((1 - time) * clean + time * _normal(clean, seed), embeddings.dtype)
         return torch.where((levels > 0)[..., None], noisy, embeddings)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..decoding import Preset, resolve_preset
 from .distillation import DraftCollator, DraftDistillation, DraftSettings
 from .trainer import FixedNoiseTrainer, MarkComplete
 from .trajectories import Trajectory, record
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 __all__ = ["DraftPool", "build_draft_trainer"]
 
@@ -37,6 +41,7 @@ class DraftPool(Dataset):
         window: slots that are recorded.
         seed: of prompts, scales and images.
         preset: how images are decoded; default ``mc-sjd``.
+        processes: that record a share of the images each and hold all of them; default: this one is alone.
 
     Attributes:
         trajectories: what it holds.
@@ -44,11 +49,20 @@ class DraftPool(Dataset):
     """
 
     def __init__(
-        self, adapter: Adapter, prompts: Sequence[str], settings: DraftSettings, *, window: int = 48, seed: int = 0, preset: Preset | None = None
+        self,
+        adapter: Adapter,
+        prompts: Sequence[str],
+        settings: DraftSettings,
+        *,
+        window: int = 48,
+        seed: int = 0,
+        preset: Preset | None = None,
+        processes: PartialState | None = None,
     ):
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
         self.adapter, self.prompts, self.settings, self.seed = adapter, list(prompts), settings, seed
+        self.processes = processes
         self.preset = preset or resolve_preset("mc-sjd", window=window)
         self.guidance = settings.guidance or (1.0, max(1.0, 2 * adapter.defaults.guidance_scale))
         self.trajectories: list[Trajectory] = []
@@ -58,24 +72,37 @@ class DraftPool(Dataset):
         """Record ``count`` images with the model as it is; the oldest make room. Returns their tokens per forward."""
         defaults = self.adapter.defaults
         sampling = {"temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p}
-        tokens = forwards = 0
+        drawn: list[tuple[str, float, int]] = []
         for first in range(0, count, _BATCH):
-            own = random.Random(f"{self.seed}: {self.recorded}")
+            own = random.Random(f"{self.seed}: {self.recorded + first}")
             prompts = own.choices(self.prompts, k=min(_BATCH, count - first))
             scales = [own.uniform(*self.guidance) for _ in prompts]
-            seeds = torch.tensor([own.getrandbits(62) for _ in prompts])
-            new = record(self.adapter, prompts, self.preset, scales, seeds, **sampling)
-            self.trajectories = (self.trajectories + new)[-self.settings.pool :]
-            self.recorded += len(new)
-            tokens += sum(len(one.tokens) for one in new)
-            forwards += sum(len(one.committed) for one in new)
-        return tokens / forwards
+            drawn += [(prompt, scale, own.getrandbits(62)) for prompt, scale in zip(prompts, scales, strict=True)]
+        index, shares = (0, 1) if self.processes is None else (self.processes.process_index, self.processes.num_processes)
+        mine, recorded = drawn[index::shares], []
+        for first in range(0, len(mine), _BATCH):
+            prompts, scales, seeds = (list(column) for column in zip(*mine[first : first + _BATCH], strict=True))
+            recorded += record(self.adapter, prompts, self.preset, scales, torch.tensor(seeds), **sampling)
+        new = self._from_all(recorded, shares)
+        self.trajectories = (self.trajectories + new)[-self.settings.pool :]
+        self.recorded += count
+        return sum(len(one.tokens) for one in new) / sum(len(one.committed) for one in new)
+
+    @staticmethod
+    def _from_all(recorded: list[Trajectory], shares: int) -> list[Trajectory]:
+        """What all processes recorded, in the order in which it was dealt out."""
+        if shares == 1:
+            return recorded
+        from accelerate.utils import gather_object
+
+        parts = gather_object([recorded])
+        return [parts[place % shares][place // shares] for place in range(sum(len(part) for part in parts))]
 
     def __len__(self) -> int:
         return _INDICES
 
     def __getitem__(self, index: int) -> Trajectory:
-        return self.trajectories[index % len(self.trajectories)]
+        return replace(self.trajectories[index % len(self.trajectories)], seed=index)
 
 
 class _Renewal(TrainerCallback):
@@ -120,7 +147,8 @@ class _Random(Sampler):
 
 class _DraftTrainer(FixedNoiseTrainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return _Random(self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return _Random(self.args.max_steps * per_step, self.args.seed)
 
 
 def _measures(prediction: EvalPrediction) -> dict[str, float]:
@@ -148,12 +176,16 @@ def build_draft_trainer(
         report: called with a line whenever drafts were recorded.
 
     Raises:
-        ValueError: no ``max_steps``, workers that load data, or more than one process: each would train on drafts of its own.
+        ValueError: no ``max_steps``, workers that load data, several GPUs in one process, or several processes of which the pool does not know:
+            each would record all drafts.
     """
     if arguments.max_steps <= 0:
         raise ValueError(f"arguments.max_steps: expected a whole number >= 1, got {arguments.max_steps}")
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
-        raise ValueError("arguments: tuning on own drafts takes one process and one device")
+    if arguments.n_gpu > 1:
+        raise ValueError(f"device: expected one GPU per process, got {arguments.n_gpu}; set CUDA_VISIBLE_DEVICES, or start with torchrun")
+    known = 1 if pool.processes is None else pool.processes.num_processes
+    if known != arguments.world_size:
+        raise ValueError(f"pool.processes: expected the {arguments.world_size} processes of arguments, got {known}")
     if arguments.dataloader_num_workers:
         raise ValueError(f"arguments.dataloader_num_workers: expected 0, for workers do not see new drafts, got {arguments.dataloader_num_workers}")
     arguments.remove_unused_columns = False

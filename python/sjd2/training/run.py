@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ..adapters import Adapter
+from .processes import share_of_batch
 from .save import LOG
 from .settings import FinetuneSettings
 
@@ -84,15 +85,18 @@ class Report(TrainerCallback):
             self.report(f"{place}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.2g}, {seconds:.0f} s")
 
 
-def training_arguments(settings: FinetuneSettings, steps: int, work: Path, adapter: Adapter, evaluates: bool, resumes: bool) -> TrainingArguments:
-    """What the ``Trainer`` is told."""
+def training_arguments(
+    settings: FinetuneSettings, steps: int, work: Path, adapter: Adapter, evaluates: bool, resumes: bool, processes: int
+) -> TrainingArguments:
+    """What the ``Trainer`` of each process is told."""
+    batch_size, accumulation = share_of_batch(settings.batch_size, settings.gradient_accumulation, processes)
     eval_every = settings.eval_every or max(1, steps // 10)
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate or (2e-4 if settings.lora else 2e-5),
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(_WARMUP * steps),

@@ -23,8 +23,8 @@ class FinetuneSettings:
         drafts: tune on the model's own drafts, for which prompts are enough; ``None``: on images with captions, or their tokens.
         steps: of the optimiser; default: as many as ``epochs`` over the data take, or 1000 on own drafts.
         epochs: passes over the data.
-        batch_size: examples per forward.
-        gradient_accumulation: forwards per step.
+        batch_size, gradient_accumulation: examples per forward, and forwards per step. Several processes share their product: fewer forwards each as
+            far as that goes, then smaller ones.
         learning_rate: its highest; default 2e-5 (2510.08994), with LoRA 2e-4. Small models take far more.
         seed: of order, noise, dropped captions and LoRA's first weights.
         drop_captions: share of captions replaced by guidance's unconditional branch of them, as decoding without a negative prompt has it.

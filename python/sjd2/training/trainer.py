@@ -97,6 +97,8 @@ class MarkComplete(TrainerCallback):
     """Tells a checkpoint that was written to its end from one that a kill cut short."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         (folder / _COMPLETE).write_text(json.dumps({"step": state.global_step}) + "\n")
 

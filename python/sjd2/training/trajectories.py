@@ -27,6 +27,7 @@ class Trajectory:
         tokens: int16 or int32 ``[N]``, the finished image.
         committed: int32 ``[I + 1]``, tokens that were final before each iteration, and N.
         drafts: like ``tokens``, ``[I, W]``, of the window behind them.
+        seed: of the windows and the noise that are drawn when it is learnt from.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class Trajectory:
     tokens: torch.Tensor
     committed: torch.Tensor
     drafts: torch.Tensor
+    seed: int = 0
 
 
 def record(
@@ -67,6 +69,7 @@ def record(
             tokens=tokens[i].to(small),
             committed=recording.committed[i, : row.forwards].int(),
             drafts=recording.drafts[i, : row.forwards - 1].to(small).clone(),
+            seed=int(seeds[i]),
         )
         for i, row in enumerate(result.rows)
     ]

@@ -1,0 +1,92 @@
+"""Tuning on several processes, started by ``torchrun`` or ``accelerate launch``: what of a step's batch each takes, and on which device.
+
+A command means the same on any number of processes: the batch of a step is dealt out over them, and each example brings its own noise, so
+that one process, two, or one that resumes what two began take the same steps up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+__all__ = ["join_processes", "own_device", "quiet_but_for_one", "share_of_batch"]
+
+#: What ``accelerate launch`` sets for kinds of training that keep a part of the model in each process.
+_SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+#: How long a process waits for the others: while one encodes images, more than the ten minutes that PyTorch gives it on GPUs.
+_PATIENCE = timedelta(days=1)
+
+
+def join_processes(device: torch.device | str | None) -> PartialState:
+    """This process among those of the run; waits for the others. One that was not started with others is alone.
+
+    Args:
+        device: as it was asked for.
+
+    Raises:
+        ImportError: ``accelerate`` is not installed.
+        ValueError: a launcher's setting that shards the model.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError('tuning needs accelerate: pip install "sjd2-kernels[tune]"') from error
+    for name, kind in _SHARDED.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"finetune: expected a whole model in each process (DDP), the launcher asks for {kind}, whose parts are not put together"
+            )
+    on_cpu = not torch.cuda.is_available() or (device is not None and str(device).startswith("cpu"))
+    return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+def own_device(device: torch.device | str | None, processes: PartialState) -> torch.device | str | None:
+    """The device of this process: with others on GPUs the one that is its own, or else what was asked for.
+
+    Raises:
+        ValueError: a certain GPU for several processes.
+    """
+    if processes.num_processes == 1 or processes.device.type == "cpu":
+        return device
+    if device is not None and str(device) != processes.device.type:
+        raise ValueError(f"device: expected cpu or {processes.device.type} for {processes.num_processes} processes, got {device}")
+    return processes.device
+
+
+def share_of_batch(batch_size: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Examples per forward and forwards per step of each process, for the same step: fewer forwards as far as that goes, then smaller ones.
+
+    Raises:
+        ValueError: a step's examples cannot be dealt out evenly.
+
+    Example:
+        >>> share_of_batch(2, 32, processes=8)
+        (2, 4)
+        >>> share_of_batch(8, 1, processes=2)
+        (4, 1)
+    """
+    if batch_size * accumulation % processes:
+        asked = f"{batch_size} x {accumulation}"
+        raise ValueError(f"batch_size: expected batch_size x gradient_accumulation to be a multiple of the {processes} processes, got {asked}")
+    forwards = math.gcd(accumulation, processes)
+    return batch_size * forwards // processes, accumulation // forwards
+
+
+@contextmanager
+def quiet_but_for_one(processes: PartialState) -> Iterator[None]:
+    """What all processes would warn of alike, the main one does."""
+    with warnings.catch_warnings():
+        if not processes.is_main_process:
+            warnings.simplefilter("ignore")
+        yield
