@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_batches_and_shards_give_the_same_tokens(tmp_path, expected):
     together, shards = ({row["id"]: row["tokens"] for row in manifest(tmp_path / name)} for name in ("together", "shards"))
     assert together == shards
     assert together.keys() == tokens.keys()
+
+
+def test_shards_may_begin_at_the_same_moment(tmp_path):
+    """All of them find no folder, and one of them makes it."""
+    settings = {"a": list(range(1000))}
+    errors = []
+
+    def begin(index):
+        try:
+            with BatchFolder(tmp_path / "out", (index, 16)).held(settings):
+                barrier.wait()  # nobody leaves before all have begun
+        except Exception as error:
+            errors.append(error)
+
+    barrier = threading.Barrier(16, timeout=30)
+    threads = [threading.Thread(target=begin, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert json.loads((tmp_path / "out" / "run.json").read_text()) == settings
 
 
 def test_a_finished_batch_does_nothing_and_a_lost_picture_is_made_again(tmp_path, expected, capsys):

@@ -66,16 +66,21 @@ class BatchFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ValueError(f"--output: another process is at work in {self.folder}") from None
-            path, settings = self.folder / _RUN, json.loads(json.dumps(settings))
-            if path.exists():
-                if changed := _changes(json.loads(path.read_text(encoding="utf-8")), settings):
-                    shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-                    raise ValueError(f"--output: {self.folder} holds pictures made with other settings ({shown}); give another folder")
-            else:
-                text = json.dumps(settings, indent=1) + "\n"
-                write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+            with (self.folder / ".run.lock").open("w") as run:  # several shards may begin at the same moment
+                fcntl.flock(run, fcntl.LOCK_EX)
+                self._settle(json.loads(json.dumps(settings)))
             self._mend()
             yield
+
+    def _settle(self, settings: dict[str, Any]) -> None:
+        """Write down what is asked for, or compare it with what was."""
+        path = self.folder / _RUN
+        if not path.exists():
+            text = json.dumps(settings, indent=1) + "\n"
+            write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        elif changed := _changes(json.loads(path.read_text(encoding="utf-8")), settings):
+            shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+            raise ValueError(f"--output: {self.folder} holds pictures made with other settings ({shown}); give another folder")
 
     def _mend(self) -> None:
         """Remove what a kill left of a row."""
