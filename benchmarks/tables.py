@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -204,6 +205,19 @@ def batch_sizing_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def batch_overhead_table(results: dict) -> str:
+    """Two processes by hand and two actors of Ray."""
+    lines = ["| two of | pictures | seconds per picture, median | with the start of everything |", "|---|---|---|---|"]
+    for name, runs in results["runs"].items():
+        steady = statistics.median(run["seconds_per_picture"] for run in runs)
+        whole = statistics.median(run["seconds"] / run["pictures"] for run in runs)
+        lines.append(f"| {'processes started by hand' if name == 'by hand' else 'Ray actors'} | {runs[0]['pictures']} | {steady:.3f} | {whole:.3f} |")
+    low, high = min(results["ratios"]), max(results["ratios"])
+    pairs = f"{low:.2f} to {high:.2f} in {len(results['ratios'])} pairs of runs"
+    between = f"From the first picture to the last Ray takes {results['ratio']:.2f} times as long ({pairs})."
+    return "\n".join([*lines, "", f"{between} {circumstances(results['conditions'])}"])
+
+
 def overhead_table(results: dict) -> str:
     """What is outside the forward at each method's fastest window, and what that takes of the gain."""
     fastest: dict[str, dict] = {}
@@ -225,6 +239,7 @@ def overhead_table(results: dict) -> str:
 
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
+    "batch_overhead": ("batch_overhead.json", batch_overhead_table),
     "batch_sizing": ("model_sizes.json", batch_sizing_table),
     "overhead": ("embedded_model.json", overhead_table),
     "advance_conditions": ("advance.json", advance_conditions),

@@ -78,10 +78,11 @@ def run_on_ray(
             if texts:
                 rows = (
                     ray.data.from_items(texts, override_num_blocks=max(1, -(-len(texts) // chunk)))
+                    # One chunk at a time: the first actor that is ready would take all of a small batch.
                     .map_batches(
                         Bound,
                         batch_size=chunk,
-                        compute=ray.data.ActorPoolStrategy(size=actors.count),
+                        compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
                         num_cpus=actors.cpus,
                         num_gpus=actors.gpus or None,
                     )

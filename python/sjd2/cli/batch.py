@@ -155,8 +155,8 @@ def _work(
     how = {"settings": settings, "batch_size": batch_size, "tokens": options.tokens}
     if options.ray is not None:
         pool = Actors(actors, options.gpus_per_actor, options.cpus_per_actor, options.ray)
-        # Small enough that every actor has some.
-        chunk = max(1, min(CHUNK * batch_size, -(-len(left) // actors)))
+        # Several for each actor, so that they end at about the same time; large enough that batches seldom run dry.
+        chunk = max(batch_size, min(CHUNK * batch_size, -(-len(left) // (4 * actors))))
         return run_on_ray(load, folder, left, total, total - len(left), pool, shown=shown, chunk=chunk, options=how)
     pipeline = load()
     if pipeline.adapter.missing_decoder is not None and not options.tokens:

@@ -63,7 +63,7 @@ def _encode(entries: list[Entry], folder: Path, load: Callable[[], Adapter], act
             .map_batches(
                 Bound,
                 batch_size=batch_size,
-                compute=ray.data.ActorPoolStrategy(size=actors.count),
+                compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
                 num_cpus=actors.cpus,
                 num_gpus=actors.gpus or None,
             )
