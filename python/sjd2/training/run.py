@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from ..adapters import Adapter
@@ -85,13 +86,23 @@ class Report(TrainerCallback):
             self.report(f"{place}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.2g}, {seconds:.0f} s")
 
 
+class _Arguments(TrainingArguments):
+    """Several processes on a CPU are told that they compute on ``cpu:0`` and ``cpu:1``, and older Transformers hand that to ``torch.load``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 def training_arguments(
     settings: FinetuneSettings, steps: int, work: Path, adapter: Adapter, evaluates: bool, resumes: bool, processes: int
 ) -> TrainingArguments:
     """What the ``Trainer`` of each process is told."""
     batch_size, accumulation = share_of_batch(settings.batch_size, settings.gradient_accumulation, processes)
     eval_every = settings.eval_every or max(1, steps // 10)
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(work),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
