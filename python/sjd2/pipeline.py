@@ -290,11 +290,12 @@ class _Run:
 
     def chooser(self, batch: int) -> WindowChooser:
         """Of windows for ``batch`` images together."""
-        adapter, tokens = self.adapter, self.adapter.layout(1, self.grid).forced.shape[1]
-        limit = min(tokens, adapter.position_limit or tokens)
+        layout = self.adapter.layout(1, self.grid)
+        tokens = layout.forced.shape[1]
+        limit = min(tokens, self.adapter.position_limit or tokens)
         rows = batch if self.settings["guidance_scale"] == 1 else 2 * batch
         windows = [window for window in WINDOWS if window <= limit] or [limit]
-        return WindowChooser(forward_seconds(adapter, windows, rows, tokens, adapter.image_embeddings().shape[1], adapter.device))
+        return WindowChooser(forward_seconds(self.adapter, layout, windows, rows))
 
     def __call__(self, prompts: list[str], seeds: list[int], preset: Preset, *, first: int = 0) -> PipelineOutput:
         """Decode and draw; the first prompt is number ``first`` of the call."""

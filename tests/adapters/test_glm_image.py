@@ -49,6 +49,17 @@ def adapter(folder) -> GlmImageAdapter:
     return load_adapter(folder, device="cpu", dtype=torch.float64)
 
 
+def test_the_fastest_window_is_found_on_three_axes_of_positions(adapter):
+    """The forwards that are timed get positions as those of a run do."""
+    fed = []
+    forward = adapter.model.base_model.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter.model.base_model, "forward", lambda **inputs: fed.append(inputs["position_ids"].shape) or forward(**inputs))
+        report = TextToImagePipeline(adapter)(PROMPTS[0], height=64, width=64, window="auto", output_type="tokens").reports[0]
+    assert len(report.tokens) == FREE + 1
+    assert {len(shape) for shape in fed[:8]} == {3}
+
+
 class _Images(LogitsProcessor):
     """What a trained model does by itself: codes until the images are complete. With a scale, pairs of rows are guided as one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sjd2.decoding import TokenLayout
 from sjd2.decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
 from support.llama import random_llama, sliced
 
@@ -66,7 +67,7 @@ def test_forwards_are_timed_over_every_window_and_leave_nothing_behind():
         return forward(inputs, cache, **outputs)
 
     model.forward = watched
-    seconds = forward_seconds(model, [8, 16], rows=4, columns=30, width=32, device=torch.device("cpu"))
+    seconds = forward_seconds(model, TokenLayout.grid(1, 5, 6), [8, 16], rows=4)
     assert set(seconds) == {8, 16}
     assert all(0 < one < 60 for one in seconds.values())
     assert set(seen) == {((4, 8, 32), 23), ((4, 16, 32), 31)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .layout import TokenLayout
 from .model import DecodableModel
 
 __all__ = ["WINDOWS", "WindowChooser", "forward_seconds"]
@@ -77,19 +78,16 @@ class WindowChooser:
         return self.best() in self._seen
 
 
-def forward_seconds(model: DecodableModel, windows: Sequence[int], rows: int, columns: int, width: int, device: torch.device) -> dict[int, float]:
-    """Seconds of a forward of ``rows`` model rows over each window, halfway through a sequence of ``columns``; the fastest of three.
-
-    Args:
-        width: D of input embeddings.
-    """
+def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequence[int], rows: int) -> dict[int, float]:
+    """Seconds of a forward of ``rows`` model rows over each window, halfway through an image of ``layout``; the fastest of three."""
+    columns, device = layout.forced.shape[1], layout.forced.device
     seconds = dict.fromkeys(windows, math.inf)
     with torch.inference_mode():
         cache = model.new_cache(rows, columns + max(windows))
-        cache.begin_image(torch.ones(rows, dtype=torch.int64, device=device), columns, None)
+        cache.begin_image(torch.ones(rows, dtype=torch.int64, device=device), columns, layout.places)
         cache.lengths.fill_(columns // 2)
-        like = model.image_embeddings()[:1]
-        inputs = like.new_zeros(rows, max(windows), width)
+        embeddings = model.image_embeddings()
+        inputs = embeddings.new_zeros(rows, max(windows), embeddings.shape[1])
         for attempt in range(4):
             for window in windows:
                 cache.extent = columns // 2 + window
