@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Actors", "cluster"]
+__all__ = ["Actors", "cluster", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,22 @@ def cluster(actors: Actors, argument: str) -> Iterator[Any]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def rows_of(ray: Any, items: Sequence[Mapping[str, Any]], actor: type, size: int, actors: Actors) -> Iterator[dict[str, Any]]:
+    """What a pool of ``actor`` makes of ``items``, row by row, in whatever order they come.
+
+    Args:
+        ray: what :func:`cluster` gives.
+        items: dealt out in lists of ``size``. An actor has one list at a time, or the first that is ready would take all of a small job; what a lost
+            one left is done again.
+        actor: a class that is made without arguments, so that Ray can start another one whatever has become of them.
+    """
+    dataset = ray.data.from_items(list(items), override_num_blocks=-(-len(items) // size))
+    return dataset.map_batches(
+        actor,
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
+        num_cpus=actors.cpus,
+        num_gpus=actors.gpus or None,
+    ).iter_rows()

@@ -79,7 +79,7 @@ def test_rows_that_are_admitted_take_places_in_the_graphs(model, method, cache):
     assert sizes <= tape.recordings <= 3 * 8
 
 
-def test_a_number_of_columns_is_a_graph(model):
+def test_a_number_of_columns_is_a_graph(model, monkeypatch):
     tape = Tape()
     graphs = Graphed(tape, 2500)
     assert graphs.columns == 320
@@ -87,10 +87,17 @@ def test_a_number_of_columns_is_a_graph(model):
     run(model, "ar", guided=False, graphs=tape, compact=False)
     assert tape.recordings == 1
     assert tape.replays == max(LENGTHS) - 1, "the first iteration of a shape is not recorded"
-    tape, few = Tape(), 8
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sjd2.decoding.graphs.max", lambda *_: few, raising=False)
-        run(model, "ar", guided=False, graphs=tape, compact=False)
+
+    class Narrow(Graphed):
+        """Counts columns more finely."""
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.columns = 8
+
+    tape = Tape()
+    monkeypatch.setattr("sjd2.decoding.run.Graphed", Narrow)
+    run(model, "ar", guided=False, graphs=tape, compact=False)
     assert 1 < tape.recordings <= 5
     assert tape.replays == max(LENGTHS) - tape.recordings, "nor is the first of any number of columns"
 

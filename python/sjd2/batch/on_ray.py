@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..cluster import Actors, cluster
+from ..cluster import Actors, cluster, rows_of
 from ..pipeline import TextToImagePipeline
 from .folder import BatchFolder
 from .jobs import Job
@@ -65,7 +65,7 @@ def run_on_ray(
     where, threads, worker_options = str(folder.folder.resolve()), max(1, int(actors.cpus)), dict(options)
 
     class Bound(_Actor):
-        """With its arguments, so that Ray can start another one whatever has become of them."""
+        """With its arguments."""
 
         def __init__(self) -> None:
             super().__init__(load, where, worker_options, threads)
@@ -76,19 +76,7 @@ def run_on_ray(
         texts = [{"job": json.dumps(asdict(job))} for job in jobs]
         with cluster(actors, "--ray") as ray:
             if texts:
-                rows = (
-                    ray.data.from_items(texts, override_num_blocks=max(1, -(-len(texts) // chunk)))
-                    # One chunk at a time: the first actor that is ready would take all of a small batch.
-                    .map_batches(
-                        Bound,
-                        batch_size=chunk,
-                        compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
-                        num_cpus=actors.cpus,
-                        num_gpus=actors.gpus or None,
-                    )
-                    .iter_rows()
-                )
-                for found in rows:
+                for found in rows_of(ray, texts, Bound, chunk, actors):
                     row = json.loads(found["row"])
                     if row["id"] not in seen:
                         seen.add(row["id"])

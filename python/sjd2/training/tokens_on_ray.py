@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..adapters import Adapter, load_adapter
-from ..cluster import Actors, cluster
+from ..cluster import Actors, cluster, rows_of
 from ..files import check_writable, write_atomically
 from .data import Entry, image_entries, open_image
 
@@ -52,23 +52,13 @@ def _encode(entries: list[Entry], folder: Path, load: Callable[[], Adapter], act
     with cluster(actors, "actors") as ray:
 
         class Bound(_Encoder):
-            """With its arguments, so that Ray can start another one whatever has become of them."""
+            """With its arguments."""
 
             def __init__(self) -> None:
                 super().__init__(load, where)
 
         items = [{"index": index, "entry": json.dumps(entry._asdict())} for index, entry in enumerate(entries)]
-        rows = (
-            ray.data.from_items(items, override_num_blocks=-(-len(items) // batch_size))
-            .map_batches(
-                Bound,
-                batch_size=batch_size,
-                compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=1),
-                num_cpus=actors.cpus,
-                num_gpus=actors.gpus or None,
-            )
-            .iter_rows()
-        )
+        rows = rows_of(ray, items, Bound, batch_size, actors)
         for done, row in enumerate(rows, 1):
             if row["error"]:
                 raise ValueError(row["error"])
