@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import sjd2.bench.run
-from sjd2.bench import BenchSettings, Store, fingerprint, run_bench, summarise, variants_of
+from sjd2.bench import BenchSettings, Store, code_digest, fingerprint, run_bench, summarise, variants_of
 from sjd2.bench.memory import PeakMemory
+from sjd2_kernels import compiled
 from support.generic import generic_model, generic_pipeline
 
 PROMPTS = ("a fox", "two herons in shallow water", "a lamp")
@@ -209,3 +210,12 @@ def test_rows_of_a_run_that_is_not_finished_say_how_many_pictures_they_speak_of(
     cells = [cell for cell in run_bench(pipeline, settings(), tmp_path) if (cell["variant"], cell["first"]) not in ((1, 1), (2, 0), (2, 1), (2, 2))]
     rows = summarise(settings(), cells)
     assert [(row["method"], row["pictures"]) for row in rows] == [("ar", 3), ("jacobi", 2)]
+
+
+def test_the_code_that_decodes_is_told_apart_by_its_compiled_part_too(monkeypatch):
+    with_module = code_digest()
+    assert code_digest() == with_module
+    if compiled.module is None:
+        pytest.skip("there is no compiled module")
+    monkeypatch.setattr(compiled, "module", None)
+    assert code_digest() != with_module

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sjd2_kernels
+from sjd2_kernels import compiled
 
 __all__ = ["code_digest", "device_name", "fingerprint"]
 
@@ -29,9 +30,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def code_digest() -> str:
-    """Tells versions of the code that decodes apart, committed or not."""
+    """Tells versions of the code that decodes apart, committed or not, compiled or not."""
     package = Path(__file__).parent.parent
     files = list(Path(sjd2_kernels.__file__).parent.rglob("*.py"))
+    if compiled.module is not None and compiled.module.__file__ is not None:
+        files.append(Path(compiled.module.__file__))
     for name in _DECODES:
         files += [package / name] if name.endswith(".py") else (package / name).rglob("*.py")
     parts = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
