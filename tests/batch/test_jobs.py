@@ -33,12 +33,12 @@ def test_seeds_depend_on_prompt_and_place_alone(tmp_path):
 
 def test_settings_of_a_line(tmp_path):
     lines = [
-        {"prompt": "a", "seed": 5, "guidance_scale": 4, "window": "auto", "tag": "colour"},
+        {"prompt": "a", "seed": 5, "guidance_scale": 4, "window": 32, "tag": "colour"},
         {"text": "b", "height": 64, "top_p": 0.9, "include": [{"class": "hen"}]},
     ]
     first, again, second, _ = jobs(tmp_path, "p.jsonl", "\n".join(map(json.dumps, lines)), num_images=2)
     assert (first.prompt, first.seed, again.seed) == ("a", 5, 6)
-    assert first.settings == {"guidance_scale": 4, "window": "auto"}
+    assert first.settings == {"guidance_scale": 4, "window": 32}
     assert first.extra == {"tag": "colour"}
     assert (second.prompt, second.settings, second.extra) == ("b", {"height": 64, "top_p": 0.9}, {"include": [{"class": "hen"}]})
 
@@ -52,7 +52,8 @@ def test_settings_of_a_line(tmp_path):
         ('{"prompt": " "}', "line 2: prompt: expected text, got ' '"),
         ('{"prompt": "a", "seed": -1}', "line 2: seed: expected a whole number"),
         ('{"prompt": "a", "top_k": 2.5}', "line 2: top_k: expected int, got 2.5"),
-        ('{"prompt": "a", "window": true}', "line 2: window: expected int or str, got True"),
+        ('{"prompt": "a", "window": true}', "line 2: window: expected int, got True"),
+        ('{"prompt": "a", "window": "auto"}', "line 2: window: expected int, got 'auto'"),
         (b"\xff\xfe", "line 2: 'utf-8' codec can't decode"),
     ],
 )

@@ -25,7 +25,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "height": (int,),
     "width": (int,),
     "method": (str,),
-    "window": (int, str),
+    "window": (int,),  # not "auto": which is fastest depends on the moment, and the tokens on the window
     "initialisation": (str,),
     "keep_ratio": _NUMBER,
     "clean": _NUMBER,

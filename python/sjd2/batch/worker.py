@@ -42,9 +42,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         ValueError: one is not.
     """
     known = {name: value for name, value in settings.items() if value is not None}
-    window = known.get("window")
     preset = {name: known.get(name) for name in ("initialisation", "keep_ratio", "clean", "levels")}
-    resolve_preset(known.get("method", "mc-sjd"), window=None if window == "auto" else window, **preset)
+    resolve_preset(known.get("method", "mc-sjd"), window=known.get("window"), **preset)
     LogitsProcessing.create(1, **{name: known[name] for name in ("guidance_scale", "temperature", "top_k", "top_p") if name in known})
 
 
