@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sjd2_kernels import LastForward, LogitsProcessing, Purpose, Rule
-from sjd2_kernels.fused import INTERPRETED, denoise, draw, launch, statistics
+from sjd2_kernels.fused import INTERPRETED, attention, denoise, draw, launch, statistics
 from sjd2_kernels.fused.logits import launch_options
 from sjd2_kernels.processing import RowStatistics
 
@@ -39,7 +39,7 @@ TARGETS = {
 }
 VOCABULARIES = (97, 1_000, 8_192, 16_384, 65_536, 184_622)
 WIDTHS = (100, 4_096)
-_KERNELS = {name: kernel for module in (statistics, draw, denoise) for name, kernel in vars(module).items() if name.endswith("_kernel")}
+_KERNELS = {name: kernel for module in (statistics, draw, denoise, attention) for name, kernel in vars(module).items() if name.endswith("_kernel")}
 _TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
     torch.bool: "i1", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
@@ -110,12 +110,31 @@ def _call_denoise(width: int, dtype: torch.dtype) -> None:
     denoise.denoise_fused(torch.zeros(8, 96, width, dtype=dtype), torch.zeros(4, width, dtype=dtype), mean, mean, **named)
 
 
-def configurations() -> list[tuple]:
-    """Distinct kernel calls that the launchers make."""
+def _call_attention(inputs: int, heads: int, groups: int, width: int, dtype: torch.dtype, *, timesteps: int, rows: int = 2) -> None:
+    query = torch.empty(rows, inputs, heads, width, dtype=dtype).transpose(1, 2)
+    keys = torch.empty(rows, 2_432, groups, width, dtype=dtype).transpose(1, 2)
+    levels = torch.zeros(rows, inputs - timesteps, dtype=torch.int64) if timesteps else None
+    attention.window_attention_fused(query, keys, keys, torch.zeros(rows, dtype=torch.int64), levels, 0.1)
+
+
+def _attention_configurations() -> None:
+    for inputs, width, timesteps in itertools.product((1, 64, 97), (64, 80, 128, 256), (0, 1)):
+        if inputs > timesteps:
+            _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=timesteps)
+    _call_attention(64, 32, 8, 128, torch.bfloat16, timesteps=0)
+    _call_attention(64, 32, 32, 128, torch.float16, timesteps=0, rows=16)
+    for inputs, width in itertools.product((1, 64), (64, 128, 256)):
+        _call_attention(inputs, 8, 8, width, torch.float32, timesteps=0)
+    _call_attention(65, 8, 8, 128, torch.float32, timesteps=1)
+
+
+def configurations(target: str) -> list[tuple]:
+    """Distinct kernel calls that the launchers make on a GPU."""
     calls: dict = {}
-    for module in (launch, denoise):
+    attention._kind = lambda device: {"sm_80": "ampere", "gfx942": "amd"}.get(target, "hopper")
+    for module in (launch, denoise, attention):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            setattr(module, name, _Recorder(getattr(module, name), calls))
+            setattr(module, name, _Recorder(_KERNELS[name], calls))
     for vocab in VOCABULARIES:
         _call_verify(vocab, Rule.COUPLED)
     for vocab, rule in itertools.product((1_000, 184_622), Rule):
@@ -133,6 +152,7 @@ def configurations() -> list[tuple]:
     for width in WIDTHS:
         _call_denoise(width, torch.bfloat16)
     _call_denoise(2_048, torch.float32)
+    _attention_configurations()
     return list(calls)
 
 
@@ -183,12 +203,12 @@ def main() -> int:
     options = parser.parse_args()
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
-    calls = configurations()
+    calls = [(target, call) for target in options.targets for call in configurations(target)]
     failures = []
-    print(f"Triton {triton.__version__}: {len(calls)} configurations for {', '.join(options.targets)}")
+    print(f"Triton {triton.__version__}: {len(calls)} kernels for {', '.join(options.targets)}")
     print(f"{'kernel':24}{'target':8}{'warps':>6}{'regs':>6}{'spill B':>9}{'shared B':>10}  constants")
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(check, target, call) for target in options.targets for call in calls]
+        futures = [pool.submit(check, *call) for call in calls]
         for future in as_completed(futures):
             row = future.result()
             constants = " ".join(f"{key}={int(value)}" for key, value in row["constants"].items())

@@ -1,5 +1,6 @@
 """sjd2-kernels: the ops of speculative Jacobi decoding. They know tensors, and nothing of models."""
 
+from .attention import window_attention
 from .denoise import denoise
 from .kv_cache import (
     kv_append,
@@ -43,4 +44,5 @@ __all__ = [
     "paged_kv_tables",
     "sample",
     "verify",
+    "window_attention",
 ]

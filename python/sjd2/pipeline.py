@@ -17,6 +17,7 @@ from sjd2_kernels import LogitsProcessing
 
 from .adapters import Adapter, load_adapter
 from .arguments import check_callback, one_seed_each, whole
+from .attention import check_attention
 from .cache import resolve_cache
 from .decoding import Preset, Progress, RowReport, decode, resolve_preset
 from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
@@ -157,6 +158,7 @@ class TextToImagePipeline:
         batch_size: int = 8,
         cache: str = "ragged",
         graphs: bool | None = None,
+        attention: str = "auto",
         output_type: Literal["pil", "tokens"] = "pil",
         on_image: Callable[[int, Image.Image | None, ImageReport], None] | None = None,
         callback: Callable[[Progress], None] | None = None,
@@ -184,6 +186,8 @@ class TextToImagePipeline:
             batch_size: images decoded together; the place of one that is finished is taken by the next.
             cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
             graphs: replay iterations as CUDA graphs; default: on a GPU. The tokens are the same.
+            attention: who computes the attention of a window: ``model``, ``triton``, ``flex`` or ``flash`` (see ``sjd2.attention``). ``auto``: on a
+                GPU the fastest, measured once; elsewhere the model. They differ in rounding.
             output_type: ``pil``, or ``tokens`` to leave pixels out.
             on_image: called with number, picture and report of every image as soon as it is finished; the picture is ``None`` where there is none.
             callback: called after every forward.
@@ -206,6 +210,7 @@ class TextToImagePipeline:
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1)
         batch_size = whole("batch_size", batch_size, 1)
         resolve_cache(cache)
+        check_attention(attention)
         if output_type not in ("pil", "tokens"):
             raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
         check_callback(callback)
@@ -237,13 +242,35 @@ class TextToImagePipeline:
         bar = _ProgressBar(len(prompts) * self.adapter.layout(1, grid).forced.shape[1], progress_bar)
         try:
             run = _Run(
-                self.adapter, negative_prompt, grid, settings, batch_size, cache, graphs, output_type == "pil", on_image, bar.callback(callback)
+                self.adapter,
+                negative_prompt,
+                grid,
+                settings,
+                batch_size,
+                cache,
+                graphs,
+                attention,
+                output_type == "pil",
+                on_image,
+                bar.callback(callback),
             )
             if window == "auto" and preset.name != "ar":
                 return self._with_best_window(run, prompts, seeds, preset)
             return run(prompts, seeds, preset)
         finally:
             bar.close()
+
+    def compile(self, **options: Any) -> TextToImagePipeline:
+        """Let ``torch.compile`` compile the model's forward over a window; the first pictures of every size of batch wait for it.
+
+        Args:
+            options: of ``torch.compile``: ``mode``, ``dynamic`` …
+
+        Returns:
+            This pipeline.
+        """
+        self.adapter.compile(**options)
+        return self
 
     def _tell_untuned(self, preset: Preset) -> None:
         """Warn, once, that the model was not tuned for denoising."""
@@ -284,6 +311,7 @@ class _Run:
     batch_size: int
     cache: str
     graphs: bool | None
+    attention: str
     pictures: bool
     on_image: Callable[[int, Image.Image | None, ImageReport], None] | None
     callback: Callable[[Progress], None] | None
@@ -336,6 +364,7 @@ class _Run:
             finished=None if self.on_image is None else finished,
             cache=self.cache,
             graphs=self.graphs,
+            attention=self.attention,
         )
         tokens = result.tokens.cpu()
         images = [drawn[index] for index in sorted(drawn)]

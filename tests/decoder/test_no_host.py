@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
 
+from sjd2.attention import ATTENTIONS, interface
 from sjd2.cache import CACHES
 from sjd2.decoding import INITIALISATIONS, PRESETS, Prompt, TokenLayout, resolve_preset
 from sjd2.decoding.loop import iterate
 from sjd2.decoding.state import Plan, begin
 from sjd2.denoising.window import Denoiser
-from sjd2_kernels import LogitsProcessing
+from sjd2_kernels import LogitsProcessing, window_attention
 from support.llama import random_llama, sliced
 
 BATCH, COUNT, WINDOW, WIDTH = 3, 24, 8, 5
@@ -49,7 +51,7 @@ class FromTheHost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def prepared(preset, cache="ragged", *, structural=True, places=None):
+def prepared(preset, cache="ragged", *, attention="model", structural=True, places=None):
     """Plan, state and cache behind the prompt."""
     model = sliced(random_llama(dtype=torch.float32).to("meta"))
     model.structural_ids, model._vocabulary_ids = (1, 2), torch.empty(34, dtype=torch.int64, device="meta")
@@ -65,7 +67,9 @@ def prepared(preset, cache="ragged", *, structural=True, places=None):
     if preset.denoising is not None:
         plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, torch.device("meta"), structural=structural))
     prompt = Prompt(torch.zeros(2 * BATCH, WIDTH, 32, device="meta"), rows(WIDTH - 1, 2 * BATCH))
-    return plan, *begin(plan, prompt, nullcontext(), capacity=WIDTH + COUNT + WINDOW + 30)
+    state, own = begin(plan, prompt, nullcontext(), capacity=WIDTH + COUNT + WINDOW + 30)
+    own.attention = attention
+    return plan, state, own
 
 
 def runs_without_the_host(preset, **options):
@@ -86,6 +90,15 @@ def named(method, **settings):
 @pytest.mark.parametrize("method", list(PRESETS))
 def test_every_method(method, cache):
     runs_without_the_host(named(method), cache=cache)
+
+
+@pytest.mark.parametrize("attention", ["triton", "flex"])
+@pytest.mark.parametrize("method", ["ar", "mc-sjd", "sjd2"])
+def test_every_attention(method, attention, monkeypatch):
+    monkeypatch.setattr(interface, "window_attention", lambda *a, backend, **named: window_attention(*a, backend="torch", **named))
+    # Flex attention itself knows no tensors without contents; its masks do.
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTIONS["flex"], lambda module, query, *a, **named: (query.transpose(1, 2), None))
+    runs_without_the_host(named(method), attention=attention)
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)

@@ -43,10 +43,11 @@ class _Recorded:
 @pytest.fixture
 def launches(monkeypatch) -> list[tuple[str, tuple, dict]]:
     """(kernel, grid, arguments) of every launch from here on."""
-    from sjd2_kernels.fused import denoise, launch
+    from sjd2_kernels.fused import attention, denoise, launch
 
     seen: list[tuple[str, tuple, dict]] = []
     kernels = {launch: ("row_statistics_kernel", "split_sweep_kernel", "split_merge_kernel", "draw_kernel"), denoise: ("denoise_kernel",)}
+    kernels[attention] = ("window_attention_kernel", "merge_splits_kernel")
     for module, names in kernels.items():
         for name in names:
             monkeypatch.setattr(module, name, _Recorded(getattr(module, name), seen))
@@ -86,7 +87,7 @@ def poisoned(monkeypatch) -> None:
 
     if triton_obstacle(torch.empty(0, device=DEVICE)) is not None:
         return
-    from sjd2_kernels.fused import denoise, launch
+    from sjd2_kernels.fused import attention, denoise, launch
 
     class Torch:
         def __getattr__(self, name):
@@ -97,5 +98,5 @@ def poisoned(monkeypatch) -> None:
             value = {torch.bool: True, torch.int16: -12_345, torch.int32: -1_234_567_890, torch.int64: -(2**60)}.get(dtype, float("nan"))
             return torch.full(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, value, dtype=dtype, device=device)
 
-    monkeypatch.setattr(launch, "torch", Torch())
-    monkeypatch.setattr(denoise, "torch", Torch())
+    for module in (launch, denoise, attention):
+        monkeypatch.setattr(module, "torch", Torch())

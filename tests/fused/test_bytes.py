@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sjd2_kernels import LastForward, LogitsProcessing, Rule, denoise, verify
+from sjd2_kernels import LastForward, LogitsProcessing, Rule, denoise, verify, window_attention
 from sjd2_kernels.fused import INTERPRETED
 from sjd2_kernels.processing import row_statistics, scaled_logits
 from sjd2_kernels.sampling.inverse_cdf import BLOCK
+from support.attention import attention_case
 
 if not INTERPRETED:
     pytest.skip("loads are counted in Triton's interpreter", allow_module_level=True)
@@ -116,6 +117,16 @@ def test_thresholds_of_a_split_row_cost_the_candidates_and_no_further_pass(monke
     assert verify(now, uncond, processing, rule=Rule.COUPLED, backend="triton", **arguments).kept.all()
     row = 2 * 20_000
     assert WINDOW * row < meter.loaded["now"] <= WINDOW * (row + 2 * CANDIDATES + 2 * GATHERS)
+
+
+@pytest.mark.parametrize("timesteps", [0, 2])
+def test_attention_reads_the_valid_columns_of_a_group_once(monkeypatch, timesteps):
+    inputs, width, columns = 6, 16, 300
+    query, keys, values, lengths, levels = attention_case(3, 4, 2, inputs, columns, width, timesteps=timesteps, dtype=torch.float16)
+    meter = Meter(monkeypatch, query=query, keys=keys, values=values)
+    window_attention(query, keys, values, lengths, levels, backend="triton")
+    valid = 2 * int((lengths + inputs).sum()) * width * 2  # in two groups, of two bytes each
+    assert meter.loaded == {"query": query.numel() * 2, "keys": valid, "values": valid}
 
 
 def test_denoise_reads_and_writes_everything_once(monkeypatch):

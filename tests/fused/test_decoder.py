@@ -8,6 +8,7 @@ import torch
 from sjd2.decoding import INITIALISATIONS, PRESETS, Prompt, TokenLayout, decode, resolve_preset
 from sjd2_kernels import LogitsProcessing
 from sjd2_kernels.backends import use_backend
+from support.llama import random_llama, random_prompt, sliced
 from support.tables import TableModel
 
 COUNT = 5
@@ -61,6 +62,28 @@ def test_tokens_are_those_of_the_definition(method, rows, device, launches):
     denoises = PRESETS[method].denoising is not None
     assert {name for name, *_ in launches} == {"row_statistics_kernel", "draw_kernel"} | ({"denoise_kernel"} if denoises else set())
     assert torch.equal(got, _tokens("torch", method, rows, device))
+
+
+@pytest.mark.parametrize("method", ["ar", "mc-sjd", "sjd2"])
+def test_attention_of_a_real_forward(method, device, launches):
+    """A stock Llama whose layers call the kernels; none of these decisions hangs on the last bits of float32."""
+    model = sliced(random_llama(dtype=torch.float32).to(device))
+    prompt, _ = random_prompt(model, [3, 5, 2, 4])
+    settings = {} if method == "ar" else {"window": 6}
+    preset = resolve_preset(method, **settings, **({"clean": 3} if method == "sjd2" else {}))
+    processing = LogitsProcessing.create(2, guidance_scale=2.0, device=device)
+    layout, seeds = TokenLayout.grid(2, 3, 4, device=device), torch.tensor([3, 4], device=device)
+
+    def tokens(attention):
+        return decode(model, prompt, layout, processing, preset, seeds, attention=attention, compact=False)
+
+    wanted = tokens("model")
+    launches.clear()
+    got = tokens("triton")
+    assert torch.equal(got.tokens, wanted.tokens)
+    calls = [arguments for name, _, arguments in launches if name == "window_attention_kernel"]
+    assert len(calls) == 2 * max(row.forwards for row in got.rows)
+    assert all(arguments["HAS_LEVELS"] == (method == "sjd2") for arguments in calls)
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)

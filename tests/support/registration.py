@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.library import opcheck
 
-from sjd2_kernels import LogitsProcessing, Purpose, Rule, denoise, sample, verify
+from sjd2_kernels import LogitsProcessing, Purpose, Rule, denoise, sample, verify, window_attention
 
+from .attention import attention_case
 from .embeddings import denoising_case
 from .fused import random_window, to
 
@@ -31,6 +32,12 @@ def opchecks(backend: str, device: torch.device) -> None:
     tensors, steps = denoising_case(2, 4, 10, torch.float32)
     order = ("tokens", "committed", "levels", "next_levels", "seeds", "position")
     opcheck(torch.ops.sjd2.denoise, (*(t.to(device) for t in tensors), *(steps[name].to(device) for name in order), backend))
+    opcheck(torch.ops.sjd2.window_attention, (*_attention_case(device), 0.3, backend))
+
+
+def _attention_case(device: torch.device) -> tuple:
+    query, keys, values, *rest = attention_case(2, 4, 2, 5, 9, 8, timesteps=2, device=device)
+    return query, torch.nan_to_num(keys, posinf=1.0), torch.nan_to_num(values, nan=1.0), *rest
 
 
 def compile_in_full(backend: str, device: torch.device) -> None:
@@ -41,11 +48,14 @@ def compile_in_full(backend: str, device: torch.device) -> None:
     tensors, steps = denoising_case(2, 4, 10, torch.float32)
     tensors, steps = [t.to(device) for t in tensors], {name: value.to(device) for name, value in steps.items()}
     position = named["position"][:, None] + torch.arange(4, device=device)
+    attention = _attention_case(device)
 
     def iteration(logits):
         result = verify(logits, None, processing, rule=Rule.COUPLED, backend=backend, **named)
         drawn = sample(logits, None, processing, seeds=named["seeds"], iteration=named["iteration"], position=position, backend=backend)
-        return result.tokens, result.kept, result.committed, result.statistics.logsumexp, drawn, denoise(*tensors, backend=backend, **steps)
+        attended = window_attention(*attention, backend=backend)
+        denoised = denoise(*tensors, backend=backend, **steps)
+        return result.tokens, result.kept, result.committed, result.statistics.logsumexp, drawn, denoised, attended
 
     compiled = torch.compile(iteration, fullgraph=True, backend="aot_eager")
     for got, wanted in zip(compiled(logits), iteration(logits), strict=True):

@@ -22,7 +22,7 @@ _FILLER = -1.0
 class TableModel:
     """``DecodableModel`` with ``tables`` random AR laws over ``vocab_size`` ids and up to ``count`` tokens."""
 
-    position_limit = None
+    position_limit = attention_shape = None
     column_bytes = input_bytes = item_bytes = 8
 
     def __init__(self, vocab_size: int, count: int, tables: int, *, seed: int = 0, sharpness: float = 1.5, device: str = "cpu"):

@@ -137,6 +137,10 @@ class Adapter(DecodableModel, Protocol):
         """
         ...
 
+    def compile(self, **options: Any) -> None:
+        """Let ``torch.compile``, with these options, compile the forward over a window. The model itself stays as it is."""
+        ...
+
     def partner_ids(self, prompts: Sequence[str], negative_prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:
         """Ids of guidance's other branch for each prompt, as :meth:`prompt_ids` gives them; an empty negative prompt is none."""
         ...

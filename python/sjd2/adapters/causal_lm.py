@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..attention import AttentionShape, attending
 from ..cache import RaggedCache
 from ..decoding import Prompt
 from ..denoising import Denoising
@@ -21,10 +22,9 @@ __all__ = ["SlicedCausalLM", "column_bytes"]
 
 
 def column_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one column of one model row, all layers; a pair per attention head where a configuration does not say how many share one."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+    """Keys and values of one column of one model row, all layers."""
+    shape = AttentionShape.of(config, dtype)
+    return 2 * config.num_hidden_layers * shape.groups * shape.width * dtype.itemsize
 
 
 def _rows(values: Any) -> set[tuple[int, ...]]:
@@ -71,6 +71,7 @@ class SlicedCausalLM:
         self.stored_dtype = model.dtype
         ids = [*range(image_id_start, image_id_start + vocab_size), *self.structural_ids] if self.structural_ids else []
         self._vocabulary_ids = torch.tensor(ids, dtype=torch.int64)
+        self._compiled: Callable[..., Any] | None = None
 
     @classmethod
     def requested(cls, model: Any, ids: Sequence[Sequence[int]], inputs: dict[str, Any], processor: Any = None) -> ImageRequest | None:
@@ -134,6 +135,11 @@ class SlicedCausalLM:
         return (8 * config.hidden_size + 3 * inner) * self.item_bytes
 
     @property
+    def attention_shape(self) -> AttentionShape | None:
+        """See ``DecodableModel.attention_shape``."""
+        return AttentionShape.replaceable(self.model, self.text_config)
+
+    @property
     def missing_decoder(self) -> str | None:
         """See ``Adapter.missing_decoder``: nothing is missing."""
         return None
@@ -195,10 +201,15 @@ class SlicedCausalLM:
             return embedding.weight[self.image_id_start : self.image_id_start + self.vocab_size]
         return self.embed(torch.arange(self.vocab_size, device=self.device))  # Gemma scales what stands in the table, adapters of peft add to it
 
+    def compile(self, **options: Any) -> None:
+        """See ``Adapter.compile``."""
+        self._compiled = torch.compile(self.model.base_model, **options)
+
     def forward(self, inputs_embeds: torch.Tensor, cache: RaggedCache, *, outputs: slice = slice(None)) -> torch.Tensor:
         """See ``DecodableModel.forward``."""
         window = inputs_embeds.shape[1]
-        return self.logits(inputs_embeds, cache.mask(window), cache.positions(window), cache, outputs=outputs)
+        with attending(self.text_config, cache, window) as mask:
+            return self.logits(inputs_embeds, mask, cache.positions(window), cache, outputs=outputs)
 
     def logits(
         self,
@@ -212,7 +223,9 @@ class SlicedCausalLM:
         """See ``Adapter.logits``; the head is multiplied for ``outputs`` only."""
         if self.text_config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-        hidden = self.model.base_model(
+        window = cache is not None and cache.starts is not None
+        body = self._compiled if window and self._compiled is not None else self.model.base_model  # every prompt has a length of its own
+        hidden = body(
             inputs_embeds=inputs_embeds,
             attention_mask=mask,
             position_ids=positions,

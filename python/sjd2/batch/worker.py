@@ -14,6 +14,7 @@ from PIL import Image
 from sjd2_kernels import LogitsProcessing
 
 from .._version import __version__
+from ..attention import ATTENTIONS
 from ..bench.identity import fingerprint
 from ..decoding import resolve_preset
 from ..files import write_atomically
@@ -42,6 +43,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         ValueError: one is not.
     """
     known = {name: value for name, value in settings.items() if value is not None}
+    if known.get("attention", "model") not in ATTENTIONS:
+        raise ValueError(f"--attention: expected one of {', '.join(ATTENTIONS)}, got {known['attention']!r}")
     preset = {name: known.get(name) for name in ("initialisation", "keep_ratio", "clean", "levels")}
     resolve_preset(known.get("method", "mc-sjd"), window=known.get("window"), **preset)
     LogitsProcessing.create(1, **{name: known[name] for name in ("guidance_scale", "temperature", "top_k", "top_p") if name in known})

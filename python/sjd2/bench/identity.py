@@ -15,7 +15,7 @@ from sjd2_kernels import compiled
 __all__ = ["code_digest", "device_name", "fingerprint"]
 
 #: Of the package ``sjd2``, what the tokens of a run depend on; the rest trains, judges and prints.
-_DECODES = ("adapters", "cache", "decoding", "denoising", "pipeline.py", "tiny_scenes/text.py")
+_DECODES = ("adapters", "attention", "cache", "decoding", "denoising", "pipeline.py", "tiny_scenes/text.py")
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -75,6 +75,7 @@ def _call(
         method=variant.method,
         batch_size=len(pictures),
         cache=settings.cache,
+        attention=settings.attention,
         negative_prompt=settings.negative_prompt,
         height=settings.height,
         width=settings.width,
@@ -151,6 +152,8 @@ def run_bench(
     done = {(cell["variant"], cell["first"]) for cell in cells}
     starts = range(0, len(pictures), settings.batch_size)
     if len(done) < len(variants) * len(starts):
+        if settings.compile:
+            pipeline.compile()
         _warm_up(pipeline, settings, pictures[: settings.batch_size])
     if new:
         store.begin(circumstances)

@@ -105,7 +105,8 @@ class BenchSettings:
         seed: of the first picture, the next one's is one higher: the same for every variant.
         num_images: pictures of every prompt.
         batch_size: pictures decoded together. Seconds are worth comparing with users' at 1.
-        cache, negative_prompt, height, width, graphs: of the pipeline's call.
+        compile: let ``torch.compile`` compile the model's forward.
+        cache, attention, negative_prompt, height, width, graphs: of the pipeline's call.
 
     Raises:
         ValueError: no prompt, no variant, or a number out of its range.
@@ -117,10 +118,12 @@ class BenchSettings:
     num_images: int = 1
     batch_size: int = 1
     cache: str = "ragged"
+    attention: str = "auto"
     negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
     graphs: bool | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))

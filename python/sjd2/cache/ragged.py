@@ -8,6 +8,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sjd2_kernels import kv_append, kv_compact, kv_rollback
+from sjd2_kernels.attention import window_mask
 
 __all__ = ["RaggedCache"]
 
@@ -112,6 +113,7 @@ class RaggedCache(Cache):
         overflow: bool ``[R]``, rows that had no room for a window on a GPU, where nobody raises; their tokens are worthless.
         starts: int64 ``[R]``: columns of the row's prompt; ``None`` until :meth:`begin_image`.
         levels: ``None``, or int64 ``[R, W]``: noise levels of the window's inputs in the next forward, whose other inputs are timestep tokens.
+        attention: who computes the attention of the next forwards; see ``sjd2.attention``.
     """
 
     _rows: Rows
@@ -120,6 +122,7 @@ class RaggedCache(Cache):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
         self.levels: torch.Tensor | None = None
+        self.attention = "model"
         self.starts: torch.Tensor | None = None
         self.count = 0
         self.places: torch.Tensor | None = None
@@ -200,16 +203,5 @@ class RaggedCache(Cache):
         return positions if self.levels is None else positions.masked_fill(ahead >= self.levels.shape[1], 0)
 
     def mask(self, inputs: int) -> torch.Tensor:
-        """bool ``[R, 1, inputs, S]``: each of the next inputs sees the valid columns, the inputs before it, and itself.
-
-        With ``levels [R, W]``, inputs behind the W of the window are timestep tokens of levels 1, 2, …: each sees only itself, and is seen
-        only by the inputs of its level.
-        """
-        ahead = torch.arange(inputs, device=self.lengths.device)
-        column = (torch.arange(self.extent, device=self.lengths.device) - self.lengths[:, None])[:, None]  # counted from the first new input
-        visible = column <= ahead[:, None]
-        if self.levels is not None:
-            window = self.levels.shape[1]
-            own_level = (column >= window) & (column - window + 1 == self.levels[..., None])
-            visible = torch.cat([visible[:, :window] | own_level, (column == ahead[:, None])[:, window:]], dim=1)
-        return visible[:, None]
+        """bool ``[R, 1, inputs, S]``: what each of the next inputs sees; see :func:`sjd2_kernels.attention.window_mask`."""
+        return window_mask(self.lengths, self.levels, inputs, self.extent)[:, None]

@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
     add("--window", type=int, metavar="W", help="drafts per forward (default: the method's)")
     add("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
-    add_method_options(parser)
+    add_method_options(parser, attention="model")  # which one is fastest depends on the moment, and rounding on which one it is
     add_denoising_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
@@ -97,7 +97,7 @@ def _shard(value: str) -> tuple[int, int]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = [*SETTINGS, "cache"]
+    names = [*SETTINGS, "cache", "attention"]
     return {name: getattr(options, name) for name in names}
 
 
@@ -122,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         "model": options.model,
         "adapter": adapter_entries(options),
         "dtype": options.dtype,
+        "compile": options.compile,
         "seed": options.seed,
         "num_images": options.num_images,
         **settings,
@@ -144,6 +145,12 @@ def run(options: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
+def _load(compiled: bool, model: str | None, **options: Any) -> TextToImagePipeline:
+    """The pipeline of a process."""
+    pipeline = TextToImagePipeline.from_pretrained(model, **options)
+    return pipeline.compile() if compiled else pipeline
+
+
 def _work(
     options: argparse.Namespace, folder: BatchFolder, left: list[Job], total: int, settings: dict[str, Any], batch_size: int, actors: int
 ) -> Tally:
@@ -151,7 +158,7 @@ def _work(
     if not left:
         return Tally(before=total)
     dtype = options.dtype if options.dtype in (None, "auto") else getattr(torch, options.dtype)
-    load = partial(TextToImagePipeline.from_pretrained, options.model, adapter=adapter_entries(options), device=options.device, dtype=dtype)
+    load = partial(_load, options.compile, options.model, adapter=adapter_entries(options), device=options.device, dtype=dtype)
     how = {"settings": settings, "batch_size": batch_size, "tokens": options.tokens}
     if options.ray is not None:
         pool = Actors(actors, options.gpus_per_actor, options.cpus_per_actor, options.ray)

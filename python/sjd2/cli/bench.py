@@ -127,6 +127,8 @@ def run(options: argparse.Namespace) -> int:
         num_images=options.num_images,
         batch_size=options.batch_size,
         cache=options.cache,
+        attention=options.attention,
+        compile=options.compile,
         negative_prompt=options.negative_prompt,
         height=options.height,
         width=options.width,

@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
     traces = trace_paths(options.trace, len(prompts))
     recorder = Recorder() if traces else None
     pipeline = TextToImagePipeline.from_pretrained(options.model, adapter=adapter_entries(options), device=options.device)
+    if options.compile:
+        pipeline.compile()
     missing = pipeline.adapter.missing_decoder
     if missing is not None and json_path is None:
         raise ValueError(f"--json: needed where there is nothing but tokens to write: {missing}")
@@ -92,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         batch_size=options.batch_size,
         cache=options.cache,
+        attention=options.attention,
         callback=recorder,
         progress_bar=not options.quiet and sys.stderr.isatty(),
     )

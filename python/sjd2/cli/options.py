@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..attention import ATTENTIONS
 from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 
@@ -15,14 +16,17 @@ def methods_help() -> str:
     return "\n".join(f"  {preset.name:12} {preset.summary} (window {preset.window})" for preset in PRESETS.values())
 
 
-def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """How a method is run, where that is one value for the whole command."""
+def add_method_options(parser: argparse.ArgumentParser, *, attention: str = "auto") -> None:
+    """How a method is run, where that is one value for the whole command; ``attention`` is the default."""
     add = parser.add_argument
     add("--initialisation", metavar="I", help=f"of fresh drafts: {', '.join(INITIALISATIONS)} (default: the method's)")
     add("--keep-ratio", type=float, metavar="R", help="threshold of sjd++ and sjd2-relaxed (default: the method's)")
     add("--top-k", type=int, metavar="K", help="0 keeps all ids (default: the model's)")
     add("--top-p", type=float, metavar="P", help="1 keeps all ids (default: the model's)")
     add("--cache", default="ragged", metavar="C", help=f"{' or '.join(CACHES)}: how keys and values are stored (default: %(default)s)")
+    names = f"{', '.join(ATTENTIONS)}, or auto: the fastest" if attention == "auto" else ", ".join(ATTENTIONS)
+    add("--attention", default=attention, metavar="A", help=f"{names}: who computes a window's attention on a GPU (default: %(default)s)")
+    add("--compile", action="store_true", help="let torch.compile compile the model's forward: worth it for many pictures")
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:

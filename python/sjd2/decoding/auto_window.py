@@ -8,12 +8,12 @@ no part in the choice of its own window, so what is drawn stays exact (condition
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from ..clock import now
 from .layout import TokenLayout
 from .model import DecodableModel
 
@@ -91,14 +91,8 @@ def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequenc
         for attempt in range(4):
             for window in windows:
                 cache.extent = columns // 2 + window
-                started = _now(device)
+                started = now(device)
                 model.forward(inputs[:, :window], cache)
                 if attempt:  # the first one warms up
-                    seconds[window] = min(seconds[window], _now(device) - started)
+                    seconds[window] = min(seconds[window], now(device) - started)
     return seconds
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

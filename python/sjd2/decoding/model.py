@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from ..attention import AttentionShape
 from ..cache import RaggedCache
 
 __all__ = ["DecodableModel", "Prompt"]
@@ -55,6 +56,11 @@ class DecodableModel(Protocol):
         ...
 
     @property
+    def attention_shape(self) -> AttentionShape | None:
+        """Of its layers, if they compute their attention by what ``cache.attention`` says; ``None``: they do it in their own way."""
+        ...
+
+    @property
     def position_limit(self) -> int | None:
         """Positions that prompt and image may take up; ``None``: any number."""
         ...
@@ -72,7 +78,7 @@ class DecodableModel(Protocol):
 
         ``outputs`` chooses some of the W.
 
-        Positions and attention mask are the cache's: ``cache.positions(W)`` and ``cache.mask(W)``.
+        Positions are the cache's, ``cache.positions(W)``, and so is what inputs see: ``sjd2.attention.attending``.
         """
         ...
 

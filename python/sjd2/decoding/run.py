@@ -15,6 +15,7 @@ import torch
 
 from sjd2_kernels import LogitsProcessing
 
+from ..attention import choose_attention
 from ..cache import RaggedCache, resolve_cache
 from ..denoising.window import Denoiser
 from .admission import admit
@@ -34,10 +35,11 @@ __all__ = ["DecodeResult", "decode"]
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """``tokens`` int64 ``[B, N]`` in slice ids (0 past a row's end), and a report per row."""
+    """``tokens`` int64 ``[B, N]`` in slice ids (0 past a row's end), a report per row, and who computed the windows' attention."""
 
     tokens: torch.Tensor
     rows: list[RowReport]
+    attention: str = "model"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _run(
     finished: Callable[[int, torch.Tensor, RowReport], None] | None,
     poll_every: int,
     recorder: Recorder | None,
+    attention: str,
 ) -> DecodeResult:
     """Iterate until every row is finished."""
     batch, count = whole.layout.forced.shape
@@ -112,6 +115,7 @@ def _run(
     first = prompt if not waiting else prompt.select(plan.model_rows(ledger.index, batch))
     longest = prompt.embeds.shape[1] - 1
     state, cache = begin(plan, first, clock.stopwatch, capacity=longest + count + window + extra)
+    cache.attention = attention
     advance = Eager() if recorder is None else Graphed(recorder, cache.capacity)
     reports: dict[int, RowReport] = {}
     iteration, unseen, enough = 0, 0, count  # `enough` iterations finish every row
@@ -142,7 +146,7 @@ def _run(
         elif plan.compact and len(reports) < batch:
             plan, state = compact_rows(whole, plan, state, cache, ledger, remaining)
         unseen, enough = 0, count if waiting else max(*remaining, 1)
-    return DecodeResult(ledger.outcome(state).tokens[:, :count], [reports[row] for row in range(batch)])
+    return DecodeResult(ledger.outcome(state).tokens[:, :count], [reports[row] for row in range(batch)], attention)
 
 
 def decode(
@@ -161,6 +165,7 @@ def decode(
     compact: bool = True,
     rules: Rules | None = None,
     graphs: bool | Recorder | None = None,
+    attention: str = "auto",
 ) -> DecodeResult:
     """Decode the image tokens of B rows.
 
@@ -180,11 +185,13 @@ def decode(
         rules: what else decides what is drawn and where rows end.
         graphs: replay iterations as CUDA graphs (default: on a GPU, unless there are ``rules``, whose Python no graph could hold). The tokens are the
             same; reports have no ``forward_seconds`` then. A ``Recorder`` of another kind takes its place.
+        attention: of the windows: ``model``, ``triton``, ``flex`` or ``flash`` (see ``sjd2.attention``). ``auto``: on a GPU the fastest, measured
+            once; elsewhere ``model``. They differ in rounding.
 
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` or ``batch_size`` below 1, ``rules`` that
-            know rows by their numbers with rows that wait, ``graphs`` without a GPU or with ``rules``, an unknown cache, more positions than the
-            model has.
+            know rows by their numbers with rows that wait, ``graphs`` without a GPU or with ``rules``, an unknown cache, an attention that cannot be
+            used here, more positions than the model has.
         FloatingPointError: a row's logits held NaN or +inf, or no id that may be drawn.
         MemoryError: the batch will not fit.
         RuntimeError: the cache had no room for a row's window (its adapter made it too small).
@@ -240,7 +247,16 @@ def decode(
     with torch.inference_mode():
         if preset.denoising is not None:
             plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device, structural=structural))
+        attention = choose_attention(
+            attention,
+            model.attention_shape,
+            seeds.device,
+            rows=places * rows // batch,
+            inputs=preset.window + extra,
+            columns=columns,
+            timesteps=extra,
+        )
         recorder = (record_cuda_graph() if graphs is True else graphs) or None
-        result = _run(plan, prompt, places, callback, finished, poll_every, recorder)
+        result = _run(plan, prompt, places, callback, finished, poll_every, recorder, attention)
     # A copy made out here is an ordinary tensor that the caller may write to.
-    return DecodeResult(result.tokens.clone(), result.rows)
+    return replace(result, tokens=result.tokens.clone())

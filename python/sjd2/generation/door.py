@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from ..arguments import check_callback, one_seed_each
+from ..attention import check_attention
 from ..cache import resolve_cache
 from ..decoding import Preset, Progress, resolve_preset
 from ..decoding.presets import untuned_notice
@@ -46,6 +47,7 @@ def generate(
     levels: int | NoiseLevels | None = None,
     seed: int | Sequence[int] | None = None,
     cache: str = "ragged",
+    attention: str = "auto",
     processor: Any = None,
     generation_mode: str | None = None,
     callback: Callable[[Progress], None] | None = None,
@@ -71,6 +73,7 @@ def generate(
             many; see ``Denoising``.
         seed: of the first row, the next row's is one higher; or one per row. Default: drawn from PyTorch's generator (``torch.manual_seed``).
         cache: ``ragged`` or ``paged``: how keys and values are stored; see ``sjd2.cache``. The tokens are the same.
+        attention: of the windows; ``auto``: on a GPU the fastest, elsewhere the model's own. See ``sjd2.attention``.
         processor: the model's own, for families whose adapter needs it to tell from a prompt what image is asked for.
         generation_mode: of models that know several, such as ``image``.
         callback: called after every forward.
@@ -96,8 +99,9 @@ def generate(
     settings = {"window": window, "initialisation": initialisation, "keep_ratio": keep_ratio, "clean": clean, "levels": levels}
     resolve_preset(method, **settings)  # type: ignore[arg-type] # a bad setting is an error before any work
     resolve_cache(cache)
+    check_attention(attention)
     check_callback(callback)
-    knobs = _Knobs(method, settings, seed, cache, processor, generation_mode, callback)
+    knobs = _Knobs(method, settings, seed, cache, attention, processor, generation_mode, callback)
     if hasattr(generation_config, "_eos_token_tensor"):  # Transformers sets it where it prepares a call
         assert input_ids is not None
         return _prepared(
@@ -129,6 +133,7 @@ class _Knobs:
     settings: dict[str, Any]
     seed: int | Sequence[int] | None
     cache: str
+    attention: str
     processor: Any
     mode: str | None
     callback: Callable[[Progress], None] | None
@@ -153,7 +158,7 @@ def _prepared(
     preset = resolve_preset(knobs.method, tuned=call.model.denoising, **knobs.settings)
     if preset.denoising is not None and call.model.denoising is None:
         warnings.warn(untuned_notice(preset), stacklevel=3)
-    return run(call, replace(preset, window=min(preset.window, call.longest)), seeds, knobs.cache, knobs.callback)
+    return run(call, replace(preset, window=min(preset.window, call.longest)), seeds, knobs.cache, knobs.attention, knobs.callback)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -35,7 +35,9 @@ def _tell(call: Call) -> None:
         warnings.warn(f"stopping_criteria: {names} asked about committed tokens one after the other, without scores", stacklevel=5)
 
 
-def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Callable[[Progress], None] | None) -> torch.Tensor | GenerateOutput:
+def run(
+    call: Call, preset: Preset, seeds: list[int], cache: str, attention: str, callback: Callable[[Progress], None] | None
+) -> torch.Tensor | GenerateOutput:
     """Decode."""
     call = call.within_positions()
     model, sampling, device = call.model, call.sampling, call.model.device
@@ -65,6 +67,7 @@ def run(call: Call, preset: Preset, seeds: list[int], cache: str, callback: Call
         torch.tensor(seeds, dtype=torch.int64, device=device),
         callback=callback,
         cache=cache,
+        attention=attention,
         rules=rules,
     )
     tokens = vocabulary.vocabulary_ids(result.tokens).to(call.input_ids.device)

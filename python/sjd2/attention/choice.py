@@ -1,0 +1,123 @@
+"""Which attention a run uses: the one asked for, or the fastest of those that give what the model's own gives."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+
+from ..cache import RaggedCache
+from ..clock import now
+from .interface import ATTENTIONS, attention_function, attention_mask, obstacle
+from .shape import AttentionShape
+
+__all__ = ["check_attention", "choose_attention", "fastest_attention"]
+
+#: Candidates of ``auto``. Flex attention, which takes seconds to compile, is one that has to be asked for.
+_MEASURED = ("model", "triton", "flash")
+
+#: Numbers of columns are rounded up to a multiple of this: a prompt that is a word longer need not be measured again.
+_ROUGHLY = 512
+
+#: What was found, by everything that it depends on.
+_found: dict[tuple, str] = {}
+
+
+def check_attention(name: str) -> None:
+    """Refuse what is no name.
+
+    Raises:
+        ValueError: see there.
+    """
+    if name not in ("auto", *ATTENTIONS):
+        raise ValueError(f"attention: expected one of auto, {', '.join(ATTENTIONS)}, got {name!r}")
+
+
+def choose_attention(name: str, shape: AttentionShape | None, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int) -> str:
+    """The name of the attention of a run; measures, once per process and shape, if ``name`` is ``auto`` and there is a GPU.
+
+    Args:
+        name: ``auto`` or one of ``ATTENTIONS``.
+        shape: of the model's attention, ``None``: it stays as it is.
+        device: of keys and values.
+        rows: R, of the model.
+        inputs: T of a forward, ``timesteps`` of them timestep tokens.
+        columns: of the cache.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot be used here; the message says why.
+    """
+    check_attention(name)
+    if name != "auto":
+        if (reason := obstacle(name, shape, device, timesteps=timesteps > 0)) is not None:
+            raise ValueError(f"attention: expected one that can be used here, got {name!r}: {reason}")
+        return name
+    if shape is None or device.type != "cuda":
+        return "model"
+    columns = -(-columns // _ROUGHLY) * _ROUGHLY
+    key = (shape, str(device), rows, inputs, columns, timesteps)
+    if key not in _found:
+        usable = [one for one in _MEASURED if obstacle(one, shape, device, timesteps=timesteps > 0) is None]
+        _found[key] = fastest_attention(usable, shape, device, rows=rows, inputs=inputs, columns=columns, timesteps=timesteps)
+    return _found[key]
+
+
+class _Layer:
+    """One layer's attention on random queries, keys and values, halfway through the cache."""
+
+    def __init__(self, shape: AttentionShape, device: torch.device, rows: int, inputs: int, columns: int, timesteps: int):
+        generator = torch.Generator(device).manual_seed(0)
+
+        def states(heads: int, length: int) -> torch.Tensor:  # laid out as projections and the cache lay them out
+            made = torch.randn(rows, length, heads, shape.width, generator=generator, device=device)
+            return made.to(shape.dtype).transpose(1, 2)
+
+        self.device, self.inputs = device, inputs
+        self.module = SimpleNamespace(training=False, is_causal=True, num_key_value_groups=shape.heads // shape.groups)
+        self.cache = RaggedCache(0, rows, columns, device=device)
+        self.cache.lengths.fill_((columns - inputs) // 2)
+        self.cache.extent = (columns + inputs) // 2
+        if timesteps:
+            self.cache.levels = torch.zeros(rows, inputs - timesteps, dtype=torch.int64, device=device)
+        extent = self.cache.extent
+        self.query, self.keys, self.values = states(shape.heads, inputs), states(shape.groups, extent), states(shape.groups, extent)
+        self.scale = shape.width**-0.5
+
+    def call(self, name: str) -> Callable[[], torch.Tensor]:
+        """The attention, to be called; its mask, which a forward makes once for all layers, is there."""
+        mask, attend = attention_mask(name, self.cache, self.inputs), attention_function(name)
+        return lambda: attend(self.module, self.query, self.keys, self.values, mask, dropout=0.0, scaling=self.scale)[0]
+
+    def seconds(self, name: str, layers: int = 16, repeats: int = 3) -> float:
+        """Median time of ``layers`` calls one after the other."""
+        taken, call = [], self.call(name)
+        for _ in range(repeats):
+            started = now(self.device)
+            for _ in range(layers):
+                call()
+            taken.append(now(self.device) - started)
+        return statistics.median(taken)
+
+
+def fastest_attention(
+    names: list[str], shape: AttentionShape, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int = 0
+) -> str:
+    """The fastest of ``names`` (``model`` first) on random numbers; one that fails, or is not right, is left out with a warning."""
+    layer = _Layer(shape, device, rows, inputs, columns, timesteps)
+    wanted, best, least = layer.call("model")().float(), "model", float("inf")
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-9}.get(shape.dtype, 3e-2)
+    for name in names:
+        try:
+            off = float((layer.call(name)().float() - wanted).abs().max())
+        except Exception as error:  # whatever a library or a compiler does not manage on this machine is no reason not to decode
+            warnings.warn(f"attention: {name} is not used, it failed here: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if not off <= tolerance:
+            warnings.warn(f"attention: {name} is not used, it is off by {off:.1e} here, and at most {tolerance:.0e} was expected", stacklevel=2)
+            continue
+        if (seconds := layer.seconds(name)) < least:
+            best, least = name, seconds
+    return best
