@@ -110,11 +110,16 @@ def _call_denoise(width: int, dtype: torch.dtype) -> None:
     denoise.denoise_fused(torch.zeros(8, 96, width, dtype=dtype), torch.zeros(4, width, dtype=dtype), mean, mean, **named)
 
 
-def _call_attention(inputs: int, heads: int, groups: int, width: int, dtype: torch.dtype, *, timesteps: int, rows: int = 2) -> None:
+def _call_attention(
+    inputs: int, heads: int, groups: int, width: int, dtype: torch.dtype, *, timesteps: int, rows: int = 2, paged: bool = False
+) -> None:
     query = torch.empty(rows, inputs, heads, width, dtype=dtype).transpose(1, 2)
     keys = torch.empty(rows, 2_432, groups, width, dtype=dtype).transpose(1, 2)
+    table = torch.zeros(rows, 152, dtype=torch.int64) if paged else None
+    if paged:
+        keys = torch.empty(300, 16, groups, width, dtype=dtype).transpose(1, 2)
     levels = torch.zeros(rows, inputs - timesteps, dtype=torch.int64) if timesteps else None
-    attention.window_attention_fused(query, keys, keys, torch.zeros(rows, dtype=torch.int64), levels, 0.1)
+    attention.window_attention_fused(query, keys, keys, torch.zeros(rows, dtype=torch.int64), levels, table, 0.1)
 
 
 def _attention_configurations() -> None:
@@ -122,6 +127,9 @@ def _attention_configurations() -> None:
         if inputs > timesteps:
             _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=timesteps)
     _call_attention(64, 32, 8, 128, torch.bfloat16, timesteps=0)
+    for inputs, width in itertools.product((1, 64, 97), (128, 256)):
+        _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=inputs // 97, paged=True)
+    _call_attention(65, 8, 8, 128, torch.float32, timesteps=1, paged=True)
     _call_attention(64, 32, 32, 128, torch.float16, timesteps=0, rows=16)
     for inputs, width in itertools.product((1, 64), (64, 128, 256)):
         _call_attention(inputs, 8, 8, width, torch.float32, timesteps=0)

@@ -15,19 +15,27 @@ __all__ = ["attention_obstacle", "window_attention"]
 WIDEST_HEAD = 256
 
 torch.library.define(
-    "sjd2::window_attention", "(Tensor query, Tensor keys, Tensor values, Tensor lengths, Tensor? levels, float scale, str backend) -> Tensor"
+    "sjd2::window_attention",
+    "(Tensor query, Tensor keys, Tensor values, Tensor lengths, Tensor? levels, Tensor? block_table, float scale, str backend) -> Tensor",
 )
 
 
 @torch.library.impl("sjd2::window_attention", "CompositeExplicitAutograd")
 def _window_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, levels: torch.Tensor | None, scale: float, backend: str
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    levels: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    scale: float,
+    backend: str,
 ) -> torch.Tensor:
     if backend == "triton":
         from ..fused.attention import window_attention_fused  # imports Triton, which need not be installed
 
-        return window_attention_fused(query, keys, values, lengths, levels, scale)
-    return window_attention_reference(query, keys, values, lengths, levels, scale)
+        return window_attention_fused(query, keys, values, lengths, levels, block_table, scale)
+    return window_attention_reference(query, keys, values, lengths, levels, block_table, scale)
 
 
 @torch.library.register_fake("sjd2::window_attention")
@@ -50,6 +58,7 @@ def window_attention(
     lengths: torch.Tensor,
     levels: torch.Tensor | None = None,
     *,
+    block_table: torch.Tensor | None = None,
     scale: float | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
@@ -60,10 +69,12 @@ def window_attention(
 
     Args:
         query: ``[R, H, T, D]``, any strides.
-        keys, values: ``[R, G, S, D]`` with H a multiple of G (grouped heads), any strides; S is at least every ``lengths[r] + T``.
+        keys, values: ``[R, G, S, D]`` with H a multiple of G (grouped heads), any strides; S is at least every ``lengths[r] + T``. Or, with a
+            ``block_table``, pages ``[N, G, P, D]``.
         lengths: int64 ``[R]``, valid columns before the T inputs.
         levels: int64 ``[R, W]`` with W ≤ T: the inputs from W on are timestep tokens of the levels 1, 2, … (SJD2, 2510.08994). Each of those sees
             only itself; input i of the window sees, besides the columns before it, the timestep token of ``levels[r, i]``, and none at 0.
+        block_table: int64 ``[R, M]``, the pages of each row's columns, as :func:`paged_kv_tables` describes them: nothing is gathered by the kernels.
         scale: of the scores; default: ``D ** -0.5``.
         backend: as for :func:`sjd2_kernels.verify`.
 
@@ -87,16 +98,23 @@ def window_attention(
     if query.ndim != 4:
         raise ValueError(f"query: expected shape (R, H, T, D), got {tuple(query.shape)}")
     rows, heads, inputs, width = query.shape
-    if keys.ndim != 4 or keys.shape[0] != rows or keys.shape[3] != width:
-        raise ValueError(f"keys: expected shape ({rows}, G, S, {width}), got {tuple(keys.shape)}")
+    expected = f"({rows}, G, S, {width})" if block_table is None else f"(N, G, P, {width})"
+    if keys.ndim != 4 or keys.shape[3] != width or (block_table is None and keys.shape[0] != rows):
+        raise ValueError(f"keys: expected shape {expected}, got {tuple(keys.shape)}")
     if keys.shape[1] == 0 or heads % keys.shape[1]:
         raise ValueError(f"keys: expected a number of heads that divides query's {heads}, got {keys.shape[1]}")
     check_shape("values", values, keys.shape)
     for name, tensor in (("keys", keys), ("values", values)):
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name}: expected query's dtype {query.dtype}, got {tensor.dtype}")
-    if keys.shape[2] < inputs:
-        raise ValueError(f"keys: expected columns for the {inputs} inputs at least, got {keys.shape[2]}")
+    columns = keys.shape[2]
+    if block_table is not None:
+        if block_table.ndim != 2 or block_table.shape[0] != rows:
+            raise ValueError(f"block_table: expected shape ({rows}, M), got {tuple(block_table.shape)}")
+        check_integer("block_table", block_table)
+        columns *= block_table.shape[1]
+    if columns < inputs:
+        raise ValueError(f"keys: expected columns for the {inputs} inputs at least, got {columns}")
     check_shape("lengths", lengths, (rows,))
     check_integer("lengths", lengths)
     if levels is not None:
@@ -106,4 +124,4 @@ def window_attention(
     obstacle = attention_obstacle(query, keys)
     candidates = {"triton": obstacle, "torch": None} if query.device.type == "cuda" else {"torch": None, "triton": obstacle}
     chosen = resolve_backend("window_attention", backend, candidates)
-    return torch.ops.sjd2.window_attention(query, keys, values, lengths, levels, width**-0.5 if scale is None else scale, chosen)
+    return torch.ops.sjd2.window_attention(query, keys, values, lengths, levels, block_table, width**-0.5 if scale is None else scale, chosen)

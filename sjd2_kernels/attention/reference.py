@@ -24,10 +24,23 @@ def window_mask(lengths: torch.Tensor, levels: torch.Tensor | None, inputs: int,
     return torch.cat([visible[:, :window] | own_level, (column == ahead[:, None])[:, window:]], dim=1)
 
 
+def _gathered(pages: torch.Tensor, block_table: torch.Tensor) -> torch.Tensor:
+    """``[R, G, M · P, D]`` from pages ``[N, G, P, D]``; of a page that a row does not have, whatever another one holds."""
+    return pages[block_table.clamp(min=0)].transpose(1, 2).flatten(2, 3)
+
+
 def window_attention_reference(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, levels: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    levels: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    scale: float,
 ) -> torch.Tensor:
     """See :func:`sjd2_kernels.window_attention`."""
+    if block_table is not None:
+        keys, values = _gathered(keys, block_table), _gathered(values, block_table)
     mask = window_mask(lengths, levels, query.shape[2], keys.shape[2])[:, None]
     grouped = query.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped).transpose(1, 2).contiguous()

@@ -2,7 +2,7 @@
 
 The heads of a group share their keys: a program takes all inputs of all of them, so that keys and values are read once per group as long as
 they fit a tile (``TILES``; beyond it once per tile, which the cache of the chip serves). Bytes read are those of the valid columns, up to a
-block's end, whatever the capacity is:
+block's end, whatever the capacity is and whether they lie in one piece or in pages:
 
     2 · R · G · (length + T) · D elements of keys and values
 
@@ -38,10 +38,11 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def window_attention_kernel(
     query_ptr,  # [R, H, T, D]
-    keys_ptr,  # [R, G, S, D], like values
+    keys_ptr,  # [R, G, S, D], or pages [N, G, P, D]; like values
     values_ptr,
     lengths_ptr,  # [R]
     levels_ptr,  # [R, W]
+    table_ptr,  # [R, M]
     out_ptr,  # [R, T, H, D], written if SPLITS is 1
     part_sum_ptr,  # [R, G, SPLITS, M, D], written otherwise, like part_log: log2 of the weights' sum
     part_log_ptr,  # [R, G, SPLITS, M]
@@ -62,9 +63,15 @@ def window_attention_kernel(
     stride_values_h,
     stride_values_s,
     stride_values_d,
+    stride_lengths_r,
+    stride_levels_r,
+    stride_levels_w,
+    stride_table_r,
+    stride_table_m,
     D: tl.constexpr,
     SHARE: tl.constexpr,  # heads of a group
     HAS_LEVELS: tl.constexpr,
+    PAGE: tl.constexpr,  # P, or 0: rows lie in one piece
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -83,9 +90,9 @@ def window_attention_kernel(
         mask=live[:, None] & wide[None, :],
         other=0.0,
     )
-    length = tl.load(lengths_ptr + row).to(tl.int32)
+    length = tl.load(lengths_ptr + row * stride_lengths_r).to(tl.int32)
     if HAS_LEVELS:
-        level = tl.load(levels_ptr + row * W + t, mask=live & (t < W), other=0).to(tl.int32)
+        level = tl.load(levels_ptr + row * stride_levels_r + t * stride_levels_w, mask=live & (t < W), other=0).to(tl.int32)
         timestep = tl.where(level > 0, W - 1 + level, t)  # counted from the first input, as ``ahead`` is
         seen = length + T
     else:
@@ -98,12 +105,22 @@ def window_attention_kernel(
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     weight = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    keys_ptr += row * stride_keys_r + group * stride_keys_h
-    values_ptr += row * stride_values_r + group * stride_values_h
+    keys_ptr += group * stride_keys_h
+    values_ptr += group * stride_values_h
+    if PAGE == 0:
+        keys_ptr += row * stride_keys_r
+        values_ptr += row * stride_values_r
     for start in range(first, last, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
         there = column < last
-        keys = tl.load(keys_ptr + column[None, :] * stride_keys_s + d[:, None] * stride_keys_d, mask=there[None, :] & wide[:, None], other=0.0)
+        if PAGE == 0:
+            keys_at, values_at = column * stride_keys_s, column * stride_values_s
+        else:
+            page = tl.load(table_ptr + row * stride_table_r + (column // PAGE) * stride_table_m, mask=there, other=-1)
+            there = page >= 0
+            keys_at = page * stride_keys_r + (column % PAGE) * stride_keys_s
+            values_at = page * stride_values_r + (column % PAGE) * stride_values_s
+        keys = tl.load(keys_ptr + keys_at[None, :] + d[:, None] * stride_keys_d, mask=there[None, :] & wide[:, None], other=0.0)
         scores = tl.dot(query, keys, input_precision="ieee") * (scale * LOG2_E)
         ahead = (column - length)[None, :]
         visible = ahead <= t[:, None]
@@ -116,9 +133,7 @@ def window_attention_kernel(
         weights = tl.exp2(scores - reference[:, None])
         rescale = tl.exp2(best - reference)
         weight = weight * rescale + tl.sum(weights, axis=1)
-        values = tl.load(
-            values_ptr + column[:, None] * stride_values_s + d[None, :] * stride_values_d, mask=there[:, None] & wide[None, :], other=0.0
-        )
+        values = tl.load(values_ptr + values_at[:, None] + d[None, :] * stride_values_d, mask=there[:, None] & wide[None, :], other=0.0)
         total = tl.dot(weights.to(values.dtype), values, acc=total * rescale[:, None], input_precision="ieee")
         best = higher
 
@@ -196,12 +211,23 @@ def attention_plan(kind: str, rows: int, groups: int, share: int, inputs: int, c
     return AttentionPlan(block_m, block_n, block_d, tiles, splits, warps)
 
 
+def _strides(name: str, axes: str, tensor: torch.Tensor | None) -> dict[str, int]:
+    strides = (0,) * len(axes) if tensor is None else tensor.stride()
+    return {f"stride_{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=True)}
+
+
 def window_attention_fused(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, levels: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    lengths: torch.Tensor,
+    levels: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    scale: float,
 ) -> torch.Tensor:
     """See :func:`sjd2_kernels.window_attention`: one launch, or two where columns are split."""
     rows, heads, inputs, width = query.shape
-    groups, columns = keys.shape[1], keys.shape[2]
+    groups, columns = keys.shape[1], keys.shape[2] * (1 if block_table is None else block_table.shape[1])
     share, device = heads // groups, query.device
     out = torch.empty(rows, inputs, heads, width, dtype=query.dtype, device=device)
     if out.numel() == 0:
@@ -216,8 +242,9 @@ def window_attention_fused(
             query_ptr=query,
             keys_ptr=keys,
             values_ptr=values,
-            lengths_ptr=lengths.contiguous(),
-            levels_ptr=lengths if levels is None else levels.contiguous(),
+            lengths_ptr=lengths,
+            levels_ptr=lengths if levels is None else levels,
+            table_ptr=lengths if block_table is None else block_table,
             out_ptr=out,
             part_sum_ptr=part_sum,
             part_log_ptr=part_log,
@@ -226,9 +253,13 @@ def window_attention_fused(
             S=columns,
             groups=groups,
             scale=scale,
-            **{f"stride_query_{axis}": stride for axis, stride in zip("rhtd", query.stride(), strict=True)},
-            **{f"stride_keys_{axis}": stride for axis, stride in zip("rhsd", keys.stride(), strict=True)},
-            **{f"stride_values_{axis}": stride for axis, stride in zip("rhsd", values.stride(), strict=True)},
+            **_strides("query", "rhtd", query),
+            **_strides("keys", "rhsd", keys),
+            **_strides("values", "rhsd", values),
+            **_strides("lengths", "r", lengths),
+            **_strides("levels", "rw", levels),
+            **_strides("table", "rm", block_table),
+            PAGE=0 if block_table is None else keys.shape[2],
             HAS_LEVELS=levels is not None,
             BLOCK_M=plan.block_m,
             BLOCK_N=plan.block_n,

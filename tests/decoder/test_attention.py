@@ -14,6 +14,7 @@ import sjd2
 from sjd2.attention import ATTENTIONS, AttentionShape, choice, choose_attention, interface
 from sjd2.attention.choice import fastest_attention
 from sjd2.cache import CACHES, RaggedCache
+from sjd2.cache import paged as paged_cache
 from sjd2.decoding import PRESETS, TokenLayout, decode
 from sjd2.denoising import Denoising
 from sjd2_kernels import LogitsProcessing, window_attention
@@ -72,6 +73,17 @@ def test_the_model_is_left_as_it_was_and_every_layer_asked(on_cpu, attention, mo
         run(model, "mc-sjd", attention)
     assert model.model.config._attn_implementation == "sdpa"
     assert torch.equal(run(model, "mc-sjd", "model").tokens, result.tokens)
+
+
+def test_pages_are_not_copied_for_the_kernels(on_cpu, monkeypatch):
+    model, copied = sliced(random_llama()), []
+    gather = paged_cache.paged_kv_gather
+    monkeypatch.setattr(paged_cache, "paged_kv_gather", lambda *a, **named: copied.append(1) or gather(*a, **named))
+    wanted = run(model, "mc-sjd", "model", cache="paged")
+    assert len(copied) > 2 * 2 * 3
+    copied.clear()
+    assert torch.equal(run(model, "mc-sjd", "triton", cache="paged").tokens, wanted.tokens)
+    assert len(copied) == 2, "two layers of the prompt's forward"
 
 
 def flash_attn_with_kvcache(q, k_cache, v_cache, *, cache_seqlens, softmax_scale, causal):
@@ -163,7 +175,7 @@ def fastest(monkeypatch, **functions):
 
 
 def right(module, query, key, value, attention_mask, scaling=None, **named):
-    lengths, levels = interface._read(attention_mask)
+    lengths, levels, _ = interface._read(attention_mask)
     return window_attention(query, key, value, lengths, levels, scale=scaling, backend="torch"), None
 
 
@@ -206,6 +218,8 @@ def test_a_gpu_is_measured_once_for_every_shape(monkeypatch):
     assert asked == [(["model", "triton"], {"rows": 2, "inputs": 8, "columns": 512, "timesteps": 0})]
     chosen(inputs=9)
     assert len(asked) == 2
+    chosen(paged=True)
+    assert asked.pop()[0] == ["triton"], "any other copies all pages first"
     assert chosen("cpu") == "model"
     assert choose_attention("auto", None, torch.device("cuda"), rows=2, inputs=8, columns=40, timesteps=0) == "model"
     assert len(asked) == 2

@@ -8,7 +8,7 @@ import torch
 from sjd2_kernels import window_attention
 from sjd2_kernels.fused import INTERPRETED
 from sjd2_kernels.fused import attention as module
-from support.attention import attention_case, obvious_attention
+from support.attention import attention_case, obvious_attention, paged
 
 #: bfloat16 products are not those of bfloat16 in Triton's interpreter.
 HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
@@ -48,6 +48,17 @@ def test_columns_are_split_over_programs(splits, timesteps, device, launches):
     check(case[:1] + tuple(torch.nan_to_num(t, nan=1.0, posinf=1.0) for t in case[1:3]) + case[3:], torch.float32)
     assert [name for name, *_ in launches] == ["window_attention_kernel", "merge_splits_kernel"]
     assert launches[0][1][1] == 5
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 24])
+@pytest.mark.parametrize("timesteps", [0, 2])
+def test_pages_are_read_where_they_lie(page_size, timesteps, device):
+    query, keys, values, lengths, levels = attention_case(3, 4, 2, 5, 90, 16, timesteps=timesteps, device=device)
+    *pools, table = paged(keys, values, page_size)
+    behind = torch.arange(table.shape[1], device=device) * page_size >= lengths[:, None] + 5
+    table = table.masked_fill(behind, -1)  # a row has no pages behind its inputs
+    got = window_attention(query, *pools, lengths, levels, block_table=table, backend="triton")
+    assert torch.equal(got, window_attention(query, keys, values, lengths, levels, backend="triton"))
 
 
 def test_one_input_is_ar(device):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sjd2_kernels import window_attention
-from support.attention import attention_case, obvious_attention
+from support.attention import attention_case, obvious_attention, paged
 
 
 def finite(keys, values):
@@ -21,6 +21,15 @@ def test_every_input_sees_what_it_should(heads, groups, timesteps):
     got = window_attention(query, *finite(keys, values), lengths, levels, scale=0.3)
     assert got.is_contiguous()
     assert torch.allclose(got, obvious_attention(query, keys, values, lengths, levels, 0.3), atol=1e-12)
+
+
+def test_pages_are_columns():
+    query, keys, values, lengths, levels = attention_case(3, 4, 2, 5, 20, 8, timesteps=2, dtype=torch.float64)
+    keys, values = finite(keys, values)
+    *pools, table = paged(keys, values, 6)
+    pools = [torch.nan_to_num(pool, nan=3.0) for pool in pools]
+    got = window_attention(query, *pools, lengths, levels, block_table=table)
+    assert torch.allclose(got, window_attention(query, keys, values, lengths, levels), atol=1e-12)
 
 
 def test_the_scale_is_that_of_the_width_unless_given():
@@ -42,6 +51,9 @@ def test_the_scale_is_that_of_the_width_unless_given():
         ({"lengths": torch.zeros(2).int()}, TypeError, "lengths: expected dtype torch.int64, got torch.int32"),
         ({"levels": torch.zeros(2, 6).long()}, ValueError, r"levels: expected shape \(2, W\) with W <= 5, got \(2, 6\)"),
         ({"levels": torch.zeros(2, 3)}, TypeError, "levels: expected dtype torch.int64, got torch.float32"),
+        ({"block_table": torch.zeros(3, 1).long()}, ValueError, r"block_table: expected shape \(2, M\), got \(3, 1\)"),
+        ({"block_table": torch.zeros(2, 1).int()}, TypeError, "block_table: expected dtype torch.int64, got torch.int32"),
+        ({"block_table": torch.zeros(2, 0).long()}, ValueError, "keys: expected columns for the 5 inputs at least, got 0"),
         ({"backend": "cpp"}, ValueError, "backend: window_attention has torch, triton, got 'cpp'"),
     ],
 )

@@ -22,6 +22,20 @@ def attention_case(rows, heads, groups, inputs, columns, width, *, timesteps=0, 
     return *moved, None if levels is None else levels.to(device)
 
 
+def paged(keys, values, page_size, *, seed=0):
+    """Keys and values ``[R, G, S, D]`` in shuffled pages, and the block table; pages that nobody has hold NaN."""
+    rows, groups, columns, width = keys.shape
+    pages = -(-columns // page_size)
+    order = torch.randperm(rows * pages + 3, generator=torch.Generator().manual_seed(seed))[: rows * pages].view(rows, pages).to(keys.device)
+    pools = []
+    for tensor in (keys, values):
+        pool = tensor.new_full((rows * pages + 3, page_size, groups, width), torch.nan)
+        padded = torch.nn.functional.pad(tensor, (0, 0, 0, pages * page_size - columns), value=torch.nan)
+        pool[order] = padded.unflatten(2, (pages, page_size)).permute(0, 2, 3, 1, 4)
+        pools.append(pool.transpose(1, 2))
+    return *pools, order
+
+
 def obvious_attention(query, keys, values, lengths, levels, scale) -> torch.Tensor:
     """float64 ``[R, T, H, D]``, input by input."""
     rows, heads, inputs, width = query.shape

@@ -32,7 +32,7 @@ def opchecks(backend: str, device: torch.device) -> None:
     tensors, steps = denoising_case(2, 4, 10, torch.float32)
     order = ("tokens", "committed", "levels", "next_levels", "seeds", "position")
     opcheck(torch.ops.sjd2.denoise, (*(t.to(device) for t in tensors), *(steps[name].to(device) for name in order), backend))
-    opcheck(torch.ops.sjd2.window_attention, (*_attention_case(device), 0.3, backend))
+    opcheck(torch.ops.sjd2.window_attention, (*_attention_case(device), None, 0.3, backend))
 
 
 def _attention_case(device: torch.device) -> tuple:

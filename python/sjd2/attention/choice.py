@@ -36,7 +36,9 @@ def check_attention(name: str) -> None:
         raise ValueError(f"attention: expected one of auto, {', '.join(ATTENTIONS)}, got {name!r}")
 
 
-def choose_attention(name: str, shape: AttentionShape | None, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int) -> str:
+def choose_attention(
+    name: str, shape: AttentionShape | None, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int, paged: bool = False
+) -> str:
     """The name of the attention of a run; measures, once per process and shape, if ``name`` is ``auto`` and there is a GPU.
 
     Args:
@@ -46,6 +48,7 @@ def choose_attention(name: str, shape: AttentionShape | None, device: torch.devi
         rows: R, of the model.
         inputs: T of a forward, ``timesteps`` of them timestep tokens.
         columns: of the cache.
+        paged: it has pages, which ``triton`` alone reads without copying them first.
 
     Raises:
         ValueError: an unknown name, or one that cannot be used here; the message says why.
@@ -58,9 +61,9 @@ def choose_attention(name: str, shape: AttentionShape | None, device: torch.devi
     if shape is None or device.type != "cuda":
         return "model"
     columns = -(-columns // _ROUGHLY) * _ROUGHLY
-    key = (shape, str(device), rows, inputs, columns, timesteps)
+    key = (shape, str(device), rows, inputs, columns, timesteps, paged)
     if key not in _found:
-        usable = [one for one in _MEASURED if obstacle(one, shape, device, timesteps=timesteps > 0) is None]
+        usable = [one for one in (("triton",) if paged else _MEASURED) if obstacle(one, shape, device, timesteps=timesteps > 0) is None]
         _found[key] = fastest_attention(usable, shape, device, rows=rows, inputs=inputs, columns=columns, timesteps=timesteps)
     return _found[key]
 

@@ -3,7 +3,7 @@
 | name | reads | runs on |
 |---|---|---|
 | ``model`` | all columns that the mask has | anything; whatever attention the model was loaded with, SDPA as a rule |
-| ``triton`` | the valid columns | GPUs (``sjd2_kernels.window_attention``) |
+| ``triton`` | the valid columns, in one piece or in pages | GPUs (``sjd2_kernels.window_attention``) |
 | ``flex`` | the valid blocks of 128 columns | PyTorch's flex attention, compiled at its first call |
 | ``flash`` | the valid columns | NVIDIA GPUs with flash-attn, half precision, without timestep tokens |
 """
@@ -36,15 +36,17 @@ _BLOCK = 128
 _Result = tuple[torch.Tensor, None]
 
 
-def _described(lengths: torch.Tensor, levels: torch.Tensor | None) -> torch.Tensor:
-    """Lengths and levels as one tensor ``[R, 1, 1, 1 + W]``: four axes are what Transformers hands to every layer as it is."""
-    parts = [lengths[:, None]] if levels is None else [lengths[:, None], levels]
-    return torch.cat(parts, dim=1)[:, None, None]
+def _described(lengths: torch.Tensor, levels: torch.Tensor | None, block_table: torch.Tensor | None) -> torch.Tensor:
+    """Lengths, levels and pages as one tensor ``[R, 1 + W, 1, 1 + M]``: four axes are what Transformers hands to every layer as it is."""
+    rows = lengths[:, None] if levels is None else torch.cat([lengths[:, None], levels], dim=1)
+    if block_table is None:
+        return rows[..., None, None]
+    return torch.cat([rows[..., None], block_table[:, None].expand(-1, rows.shape[1], -1)], dim=2)[:, :, None]
 
 
-def _read(described: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    rows = described[:, 0, 0]
-    return rows[:, 0], rows[:, 1:] if rows.shape[1] > 1 else None
+def _read(described: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    _, levels, _, pages = described.shape
+    return described[:, 0, 0, 0], described[:, 1:, 0, 0] if levels > 1 else None, described[:, 0, 0, 1:] if pages > 1 else None
 
 
 def _refuse_more(named: dict[str, Any]) -> None:
@@ -62,8 +64,8 @@ def _triton(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor, scaling: float | None = None, **named: Any
 ) -> _Result:
     _refuse_more(named)
-    lengths, levels = _read(attention_mask)
-    return window_attention(query, key, value, lengths, levels, scale=scaling, backend="triton"), None
+    lengths, levels, block_table = _read(attention_mask)
+    return window_attention(query, key, value, lengths, levels, block_table=block_table, scale=scaling, backend="triton"), None
 
 
 def _flash(
@@ -72,7 +74,7 @@ def _flash(
     from flash_attn import flash_attn_with_kvcache
 
     _refuse_more(named)
-    lengths, _ = _read(attention_mask)
+    lengths, *_ = _read(attention_mask)
     seen = (lengths + query.shape[2]).to(torch.int32)  # with this many columns and T queries, "causal" is what a window is
     columns = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return flash_attn_with_kvcache(*columns, cache_seqlens=seen, softmax_scale=scaling, causal=True), None
@@ -115,7 +117,7 @@ def attention_mask(name: str, cache: RaggedCache, inputs: int) -> torch.Tensor |
         return cache.mask(inputs)
     if name == "flex":
         return _block_mask(cache.lengths, cache.levels, inputs, cache.extent)
-    return _described(cache.lengths, cache.levels)
+    return _described(cache.lengths, cache.levels, cache.pages(inputs))
 
 
 def attention_function(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:

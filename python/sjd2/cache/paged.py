@@ -1,8 +1,8 @@
 """A :class:`RaggedCache` whose columns lie in pages that rows take from a common pool and give back.
 
-Attention does not read pages yet, so every layer of every forward copies its valid columns into one dense buffer first: a read and a
-write of the whole cache per forward, as much as a cache that grows by concatenation pays. What is gained is memory: the pool can be
-smaller than rows × capacity where lengths differ, and rows that are finished give their pages back. The tokens are the same.
+What is gained is memory: the pool can be smaller than rows × capacity where lengths differ, and rows that are finished give their pages back. The
+attention ``triton`` reads pages where they lie. Any other wants a row in one piece: for it every layer of every forward copies its valid columns
+into a dense buffer first, a read and a write of the whole cache, as much as a cache that grows by concatenation pays. The tokens are the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ class PagedRows(Rows):
         self.pages = rows * self.max_pages if pages is None else pages
         self.block_table, self.free_list = paged_kv_tables(rows, self.max_pages, self.pages, device=device)
         self.dense: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether attention reads pages."""
+        return self.attention == "triton"
+
+    def reserve(self, inputs: int) -> None:
+        """Take pages for the next inputs of every row."""
+        paged_kv_reserve(self.block_table, self.free_list, self.lengths, inputs, page_size=self.page_size, overflow=self.overflow)
 
     def keep(self, count: int) -> None:
         super().keep(count)
@@ -61,10 +70,13 @@ class PagedLayer(RaggedLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rows, window = self.rows, key_states.shape[2]
-        if self.first:  # one table serves all layers
-            paged_kv_reserve(rows.block_table, rows.free_list, rows.lengths, window, page_size=rows.page_size, overflow=rows.overflow)
+        if self.first and not rows.read:  # one table serves all layers; an attention that reads pages was told of it before
+            rows.reserve(window)
         pools = self.keys, self.values
         paged_kv_append(*pools, key_states, value_states, rows.block_table, rows.lengths, overflow=rows.overflow)
+        if rows.read:
+            rows.dense = None  # a prompt's attention is the model's own
+            return pools
         dense = rows.gather_into(key_states, value_states)
         paged_kv_gather(*dense, *pools, rows.block_table, rows.lengths + window, overflow=rows.overflow)
         return dense[0][:, :, : rows.extent], dense[1][:, :, : rows.extent]
@@ -96,6 +108,14 @@ class PagedCache(RaggedCache):
 
     def _layer(self, index: int) -> RaggedLayer:
         return PagedLayer(self._rows, first=index == 0)
+
+    def pages(self, inputs: int) -> torch.Tensor | None:
+        """See :meth:`RaggedCache.pages`; the inputs' own are taken from the pool first."""
+        rows = self._rows
+        if not rows.read:
+            return None
+        rows.reserve(inputs)
+        return rows.block_table[:, : -(-rows.extent // rows.page_size)]
 
     def commit(self, counts: torch.Tensor) -> None:
         """See :meth:`RaggedCache.commit`; pages that hold no valid column go back to the pool."""

@@ -14,12 +14,13 @@ __all__ = ["RaggedCache"]
 
 
 class Rows:
-    """What the layers of a cache share: their lengths, and a flag per row that found no room on a GPU."""
+    """What the layers of a cache share: their lengths, a flag per row that found no room on a GPU, and who computes their attention."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | str):
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.overflow = torch.zeros(rows, dtype=torch.bool, device=device)
         self.capacity = self.extent = capacity
+        self.attention = "model"
 
     def keep(self, count: int) -> None:
         """Forget the rows from ``count`` on."""
@@ -122,7 +123,6 @@ class RaggedCache(Cache):
         self._rows = self._new_rows(rows, capacity, device)
         self.capacity = capacity
         self.levels: torch.Tensor | None = None
-        self.attention = "model"
         self.starts: torch.Tensor | None = None
         self.count = 0
         self.places: torch.Tensor | None = None
@@ -153,6 +153,19 @@ class RaggedCache(Cache):
     @extent.setter
     def extent(self, columns: int) -> None:
         self._rows.extent = min(columns, self.capacity)
+
+    @property
+    def attention(self) -> str:
+        """See the class."""
+        return self._rows.attention
+
+    @attention.setter
+    def attention(self, name: str) -> None:
+        self._rows.attention = name
+
+    def pages(self, inputs: int) -> torch.Tensor | None:
+        """int64 ``[R, M]``, the pages of the columns that the next ``inputs`` see, where attention reads pages."""
+        return None
 
     def begin_image(self, starts: torch.Tensor, count: int, places: torch.Tensor | None) -> None:
         """Tell that images of ``count`` tokens begin at ``starts`` (int64 ``[R]``), at ``places`` (see ``TokenLayout``) along the rotary axes."""

@@ -15,6 +15,9 @@ from sjd2_kernels.backends import resolve_backend
 from sjd2_kernels.compiled import describe, obstacle, sampling_backends
 from sjd2_kernels.fused import fused_backends
 
+from ..attention import ATTENTIONS, AttentionShape
+from ..attention.interface import obstacle as obstacle_of_attention
+
 __all__ = ["add_parser", "collect"]
 
 _PACKAGES = ("sjd2-kernels", "torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "accelerate", "peft")
@@ -41,6 +44,13 @@ def _backends(op: str, candidates: dict[str, str | None]) -> str:
     return f"{chosen} ({'; '.join(others)})"
 
 
+def _attentions(device: torch.device) -> str:
+    """Who can compute a window's attention, of a model that is stored in bfloat16, and what keeps the others from it."""
+    shape = AttentionShape(32, 32, 128, torch.bfloat16)
+    obstacles = {name: obstacle_of_attention(name, shape, device, timesteps=False) for name in ATTENTIONS}
+    return ", ".join(name if reason is None else f"{name} ({reason})" for name, reason in obstacles.items())
+
+
 def collect() -> dict[str, str]:
     """Names and values, in the order they are printed."""
     facts = {package: _version(package) for package in _PACKAGES}
@@ -52,6 +62,7 @@ def collect() -> dict[str, str]:
     # `verify` speaks for `sample`.
     facts["verify"] = _backends("verify", sampling_backends(like))
     facts["denoise"] = _backends("denoise", fused_backends(like))
+    facts["attention"] = _attentions(torch.device(device))
     facts["kv cache"] = _backends("kv_append", {"native": obstacle(device), "torch": None})
     facts["native code"] = describe()
     facts["cpu threads"] = str(torch.get_num_threads())

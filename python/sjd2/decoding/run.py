@@ -16,7 +16,7 @@ import torch
 from sjd2_kernels import LogitsProcessing
 
 from ..attention import choose_attention
-from ..cache import RaggedCache, resolve_cache
+from ..cache import PagedCache, RaggedCache, resolve_cache
 from ..denoising.window import Denoiser
 from .admission import admit
 from .compaction import compact as compact_rows
@@ -255,6 +255,7 @@ def decode(
             inputs=preset.window + extra,
             columns=columns,
             timesteps=extra,
+            paged=plan.cache is PagedCache,
         )
         recorder = (record_cuda_graph() if graphs is True else graphs) or None
         result = _run(plan, prompt, places, callback, finished, poll_every, recorder, attention)
