@@ -21,6 +21,7 @@ from .attention import check_attention
 from .cache import resolve_cache
 from .decoding import Preset, Progress, RowReport, decode, resolve_preset
 from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
+from .decoding.memory import Need, fits
 from .decoding.presets import untuned_notice
 from .denoising import NoiseLevels
 
@@ -284,7 +285,7 @@ class TextToImagePipeline:
         key = (preset, run.grid, run.settings["guidance_scale"] != 1, batch)
         chooser = self._choosers.get(key)
         if chooser is None:
-            chooser = self._choosers[key] = run.chooser(batch)
+            chooser = self._choosers[key] = run.chooser(prompts, preset, batch)
         parts, done = [], 0
         while done < len(prompts):
             window = chooser.best()
@@ -316,14 +317,19 @@ class _Run:
     on_image: Callable[[int, Image.Image | None, ImageReport], None] | None
     callback: Callable[[Progress], None] | None
 
-    def chooser(self, batch: int) -> WindowChooser:
-        """Of windows for ``batch`` images together."""
+    def chooser(self, prompts: Sequence[str], preset: Preset, batch: int) -> WindowChooser:
+        """Of windows for ``batch`` images together: those that there is memory for, or else the smallest, whose run will say what is missing."""
         layout = self.adapter.layout(1, self.grid)
         tokens = layout.forced.shape[1]
         limit = min(tokens, self.adapter.position_limit or tokens)
         rows = batch if self.settings["guidance_scale"] == 1 else 2 * batch
         windows = [window for window in WINDOWS if window <= limit] or [limit]
-        return WindowChooser(forward_seconds(self.adapter, layout, windows, rows))
+        longest = max(map(len, self.adapter.prompt_ids(list(dict.fromkeys(prompts)), self.grid)))
+        needs = {
+            window: Need.of_run(self.adapter, replace(preset, window=window), guided=rows > batch, prompt=longest, count=tokens) for window in windows
+        }
+        windows = [window for window in windows if fits(needs[window], batch, self.adapter.device)] or windows[:1]
+        return WindowChooser(forward_seconds(self.adapter, layout, windows, rows, self.attention))
 
     def __call__(self, prompts: list[str], seeds: list[int], preset: Preset, *, first: int = 0) -> PipelineOutput:
         """Decode and draw; the first prompt is number ``first`` of the call."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sjd2.decoding import TokenLayout
+from sjd2 import TextToImagePipeline
+from sjd2.decoding import PRESETS, TokenLayout, memory
 from sjd2.decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
+from sjd2.decoding.memory import Need
 from support.llama import random_llama, sliced
 
 
@@ -71,3 +75,19 @@ def test_forwards_are_timed_over_every_window_and_leave_nothing_behind():
     assert set(seconds) == {8, 16}
     assert all(0 < one < 60 for one in seconds.values())
     assert set(seen) == {((4, 8, 32), 23), ((4, 16, 32), 31)}
+
+
+def test_windows_without_room_are_left_out(monkeypatch):
+    pipeline = TextToImagePipeline.from_pretrained(device="cpu")
+    prompt, seen = "a red coat on a yellow background", []
+    needs = {
+        window: Need.of_run(pipeline.adapter, replace(PRESETS["mc-sjd"], window=window), guided=True, prompt=8, count=256).total for window in WINDOWS
+    }
+    monkeypatch.setattr("sjd2.pipeline.forward_seconds", lambda *arguments: seen.append(arguments[2]) or dict.fromkeys(arguments[2], 1.0))
+    monkeypatch.setattr(memory, "available", lambda device: needs[32] + (needs[64] - needs[32]) // 2)
+    assert pipeline([prompt] * 4, window="auto", batch_size=1).reports[-1].window <= 32
+    assert seen == [[8, 16, 32]]
+    monkeypatch.setattr(memory, "available", lambda device: needs[8] // 2)
+    with pytest.raises(MemoryError, match="not even one fits"):
+        pipeline(prompt, window="auto", method="jacobi")
+    assert seen[1:] == [[8]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..attention import choose_attention
 from ..clock import now
 from .layout import TokenLayout
 from .model import DecodableModel
@@ -78,7 +79,7 @@ class WindowChooser:
         return self.best() in self._seen
 
 
-def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequence[int], rows: int) -> dict[int, float]:
+def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequence[int], rows: int, attention: str = "auto") -> dict[int, float]:
     """Seconds of a forward of ``rows`` model rows over each window, halfway through an image of ``layout``; the fastest of three."""
     columns, device = layout.forced.shape[1], layout.forced.device
     seconds = dict.fromkeys(windows, math.inf)
@@ -91,6 +92,9 @@ def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequenc
         for attempt in range(4):
             for window in windows:
                 cache.extent = columns // 2 + window
+                cache.attention = choose_attention(
+                    attention, model.attention_shape, device, rows=rows, inputs=window, columns=columns + window, timesteps=0
+                )
                 started = now(device)
                 model.forward(inputs[:, :window], cache)
                 if attempt:  # the first one warms up

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from .model import DecodableModel
+from .presets import Preset
 
-__all__ = ["Need", "available", "check_memory"]
+__all__ = ["Need", "available", "check_memory", "fits"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Need:
         # The mask: a byte for every input and column, and as a bias in the model's dtype where attention needs one.
         masks = inputs * columns * (1 + model.item_bytes)
         return cls(branches * columns * model.column_bytes, 2 * branches * logits, branches * (inputs * model.input_bytes + masks))
+
+    @classmethod
+    def of_run(cls, model: DecodableModel, preset: Preset, *, guided: bool, prompt: int, count: int) -> Need:
+        """Of images of ``count`` tokens behind ``prompt`` inputs at most, decoded by ``preset``."""
+        timesteps = 0 if preset.denoising is None else preset.denoising.timestep_tokens(preset.window)
+        inputs = preset.window + timesteps
+        return cls.of(model, guided=guided, columns=prompt - 1 + count + inputs, inputs=max(inputs, prompt - 1), window=preset.window)
 
     @property
     def total(self) -> int:
@@ -48,6 +56,12 @@ def available(device: torch.device) -> int | None:
     return None
 
 
+def fits(need: Need, batch_size: int, device: torch.device) -> bool:
+    """Whether so many images have room together, as far as anyone knows."""
+    room = available(device)
+    return room is None or need.total * batch_size <= room
+
+
 def _gibibytes(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
@@ -58,9 +72,9 @@ def check_memory(need: Need, batch_size: int, device: torch.device) -> None:
     Raises:
         MemoryError: with what is needed, what there is, and the largest batch that fits.
     """
-    room = available(device)
-    if room is None or need.total * batch_size <= room:
+    if fits(need, batch_size, device):
         return
+    room = available(device) or 0
     fitting = room // need.total
     way_out = f"batch_size {fitting} would fit" if fitting else "not even one fits; a smaller window, a smaller image, or no guidance takes less"
     parts = ", ".join(f"{name} {_gibibytes(value * batch_size)}" for name, value in vars(need).items())

@@ -228,9 +228,7 @@ def decode(
     if limit is not None and preset.window > limit:
         raise ValueError(f"window: expected at most the model's {limit} positions, got {preset.window}")
     extra = 0 if preset.denoising is None else preset.denoising.timestep_tokens(preset.window)
-    columns, inputs = width - 1 + count + preset.window + extra, max(preset.window + extra, width - 1)
-    need = Need.of(model, guided=rows == 2 * batch, columns=columns, inputs=inputs, window=preset.window)
-    check_memory(need, places, seeds.device)
+    check_memory(Need.of_run(model, preset, guided=rows == 2 * batch, prompt=width, count=count), places, seeds.device)
     structural = bool((layout.forced >= model.vocab_size).any())
     plan = Plan(
         model,
@@ -253,7 +251,7 @@ def decode(
             seeds.device,
             rows=places * rows // batch,
             inputs=preset.window + extra,
-            columns=columns,
+            columns=width - 1 + count + preset.window + extra,
             timesteps=extra,
             paged=plan.cache is PagedCache,
         )
