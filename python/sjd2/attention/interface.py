@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sjd2_kernels import window_attention
 from sjd2_kernels.attention.op import attention_obstacle
@@ -122,7 +123,7 @@ def attention_mask(name: str, cache: RaggedCache, inputs: int) -> torch.Tensor |
 
 def attention_function(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The attention ``name`` with the arguments that layers of Transformers call it with."""
-    return AttentionInterface._global_mapping[ATTENTIONS[name] or "sdpa"]
+    return ALL_ATTENTION_FUNCTIONS[ATTENTIONS[name] or "sdpa"]
 
 
 def obstacle(name: str, shape: AttentionShape | None, device: torch.device, *, timesteps: bool) -> str | None:
