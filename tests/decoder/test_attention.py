@@ -11,7 +11,7 @@ import torch
 from transformers import AttentionInterface
 
 import sjd2
-from sjd2.attention import ATTENTIONS, AttentionShape, choice, choose_attention, interface
+from sjd2.attention import ATTENTIONS, AttentionShape, choice, choose_attention, interface, trial
 from sjd2.attention.choice import fastest_attention
 from sjd2.cache import CACHES, RaggedCache
 from sjd2.cache import paged as paged_cache
@@ -181,7 +181,7 @@ def right(module, query, key, value, attention_mask, scaling=None, **named):
 
 def test_the_fastest_of_those_that_are_right_is_chosen(on_cpu, monkeypatch):
     times = {"model": 2.0, "triton": 1.0, "flash": 3.0}
-    monkeypatch.setattr(choice._Layer, "seconds", lambda self, name: times[name])
+    monkeypatch.setattr(trial.Layer, "seconds", lambda self, name: times[name])
     assert fastest(monkeypatch, triton=right, flash=right) == "triton"
     times["flash"] = 0.5
     assert fastest(monkeypatch, triton=right, flash=right) == "flash"
@@ -199,7 +199,7 @@ def test_the_fastest_of_those_that_are_right_is_chosen(on_cpu, monkeypatch):
 
 
 def test_times_are_measured(on_cpu, monkeypatch):
-    layer = choice._Layer(SHAPE, CPU, 2, 6, 64, 2)
+    layer = trial.Layer(SHAPE, CPU, 2, 6, 64, 2)
     assert layer.cache.levels.shape == (2, 4)
     assert 0 < layer.seconds("model") < 10
     assert torch.allclose(layer.call("model")(), layer.call("triton")(), atol=1e-6)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
-from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch
 
-from ..cache import RaggedCache
-from ..clock import now
-from .interface import ATTENTIONS, attention_function, attention_mask, obstacle
+from .interface import ATTENTIONS, obstacle
 from .shape import AttentionShape
+from .trial import Layer
 
 __all__ = ["check_attention", "choose_attention", "fastest_attention"]
 
@@ -68,48 +64,11 @@ def choose_attention(
     return _found[key]
 
 
-class _Layer:
-    """One layer's attention on random queries, keys and values, halfway through the cache."""
-
-    def __init__(self, shape: AttentionShape, device: torch.device, rows: int, inputs: int, columns: int, timesteps: int):
-        generator = torch.Generator(device).manual_seed(0)
-
-        def states(heads: int, length: int) -> torch.Tensor:  # laid out as projections and the cache lay them out
-            made = torch.randn(rows, length, heads, shape.width, generator=generator, device=device)
-            return made.to(shape.dtype).transpose(1, 2)
-
-        self.device, self.inputs = device, inputs
-        self.module = SimpleNamespace(training=False, is_causal=True, num_key_value_groups=shape.heads // shape.groups)
-        self.cache = RaggedCache(0, rows, columns, device=device)
-        self.cache.lengths.fill_((columns - inputs) // 2)
-        self.cache.extent = (columns + inputs) // 2
-        if timesteps:
-            self.cache.levels = torch.zeros(rows, inputs - timesteps, dtype=torch.int64, device=device)
-        extent = self.cache.extent
-        self.query, self.keys, self.values = states(shape.heads, inputs), states(shape.groups, extent), states(shape.groups, extent)
-        self.scale = shape.width**-0.5
-
-    def call(self, name: str) -> Callable[[], torch.Tensor]:
-        """The attention, to be called; its mask, which a forward makes once for all layers, is there."""
-        mask, attend = attention_mask(name, self.cache, self.inputs), attention_function(name)
-        return lambda: attend(self.module, self.query, self.keys, self.values, mask, dropout=0.0, scaling=self.scale)[0]
-
-    def seconds(self, name: str, layers: int = 16, repeats: int = 3) -> float:
-        """Median time of ``layers`` calls one after the other."""
-        taken, call = [], self.call(name)
-        for _ in range(repeats):
-            started = now(self.device)
-            for _ in range(layers):
-                call()
-            taken.append(now(self.device) - started)
-        return statistics.median(taken)
-
-
 def fastest_attention(
     names: list[str], shape: AttentionShape, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int = 0
 ) -> str:
     """The fastest of ``names`` (``model`` first) on random numbers; one that fails, or is not right, is left out with a warning."""
-    layer = _Layer(shape, device, rows, inputs, columns, timesteps)
+    layer = Layer(shape, device, rows, inputs, columns, timesteps)
     wanted, best, least = layer.call("model")().float(), "model", float("inf")
     tolerance = {torch.float32: 1e-4, torch.float64: 1e-9}.get(shape.dtype, 3e-2)
     for name in names:
