@@ -1,4 +1,4 @@
-// sjd2_kernels._C: the operations of kv_cache.h and sampling.h for callers that hold addresses; casters.h says how views come.
+// sjd2_kernels._C: the operations of kv_cache.h, sampling.h and denoising.h for callers that hold addresses; casters.h says how views come.
 //
 // cpu_* functions return the first row that does not fit, having written nothing, or -1; cuda_* functions enqueue and return None. None
 // of them holds the interpreter's lock while it works.
@@ -11,7 +11,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
-  module.doc() = "Sampling and KV-cache operations on raw memory.";
+  module.doc() = "Sampling, denoising and KV-cache operations on raw memory.";
   module.attr("compiler") = SJD2_COMPILER;
   // Version of the CUDA compiler and the architectures it built for; empty without CUDA.
   module.attr("cuda_version") = SJD2_CUDA_VERSION;
@@ -40,6 +40,13 @@ PYBIND11_MODULE(_C, module) {
          uintptr_t position, int64_t slots, int64_t purpose, uintptr_t tokens, int threads) {
         const auto vector = [](uintptr_t address) { return reinterpret_cast<int64_t*>(address); };
         sjd2::cpu::sample(logits, uncond, processing, vector(seeds), vector(iteration), vector(position), slots, purpose, vector(tokens), threads);
+      },
+      Unlocked());
+
+  module.def(
+      "cpu_denoise",
+      [](const sjd2::Embeddings& embeds, const sjd2::Embeddings& weight, const sjd2::NoisySlots& slots, uintptr_t out, int threads) {
+        return sjd2::cpu::denoise(embeds, weight, slots, reinterpret_cast<char*>(out), threads);
       },
       Unlocked());
 

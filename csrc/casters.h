@@ -1,18 +1,19 @@
-// How Python's tuples of integers become the views of kv_cache.h and sampling.h. Strides are in elements.
+// How Python's tuples of integers become the views of kv_cache.h, sampling.h and denoising.h. Strides are in elements.
 //
 //   Tensor      (address, itemsize, 4 sizes, 4 strides)
 //   Matrix      (address, rows, columns, row stride, column stride), None for no block table
 //   Vector      (address, size, stride), None for no free list
 //   Flags       (address, stride), None for no flags
 //   Queue       (device, stream)
-//   Logits      (address, type, 3 sizes, 3 strides), None where there are none
-//   Processing, Statistics, Window, Verified: an address for each field, 0 for none
+//   Logits      (address, type, 3 sizes, 3 strides), None where there are none; Embeddings likewise
+//   Processing, Statistics, Window, Verified, NoisySlots: an address for each field, 0 for none
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <array>
 
+#include "denoising.h"
 #include "kv_cache.h"
 #include "sampling.h"
 
@@ -98,6 +99,29 @@ struct type_caster<sjd2::Logits> {
     std::array<int64_t, 8> v{};
     if (!source.is_none() && !load_integers(source, v)) return false;
     value = {to_address<char>(v[0]), static_cast<sjd2::Float>(v[1]), {v[2], v[3], v[4]}, {v[5], v[6], v[7]}};
+    return true;
+  }
+};
+
+template <>
+struct type_caster<sjd2::Embeddings> {
+  PYBIND11_TYPE_CASTER(sjd2::Embeddings, const_name("tuple[int, ...]"));
+  bool load(handle source, bool) {
+    std::array<int64_t, 8> v;
+    if (!load_integers(source, v)) return false;
+    value = {to_address<char>(v[0]), static_cast<sjd2::Float>(v[1]), {v[2], v[3], v[4]}, {v[5], v[6], v[7]}};
+    return true;
+  }
+};
+
+template <>
+struct type_caster<sjd2::NoisySlots> {
+  PYBIND11_TYPE_CASTER(sjd2::NoisySlots, const_name("tuple[int, ...]"));
+  bool load(handle source, bool) {
+    std::array<int64_t, 8> v;
+    if (!load_integers(source, v)) return false;
+    value = {to_address<float>(v[0]), to_address<float>(v[1]), to_address<int64_t>(v[2]), to_address<int64_t>(v[3]),
+             to_address<float>(v[4]), to_address<float>(v[5]), to_address<int64_t>(v[6]), to_address<int64_t>(v[7])};
     return true;
   }
 };

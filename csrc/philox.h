@@ -5,11 +5,12 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 namespace sjd2 {
 
 // What a word is for (Purpose in random.py); frozen noise leaves the iteration out.
-constexpr uint32_t kVerifyWords = 0, kGumbelWords = 1;
+constexpr uint32_t kVerifyWords = 0, kGumbelWords = 1, kNoiseWords = 3;
 
 inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, int64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(static_cast<uint64_t>(seed)), key1 = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
@@ -29,5 +30,11 @@ inline float uniform_from_bits(uint32_t word) {
 }
 
 inline float gumbel_from_uniform(float uniform) { return -std::log(-std::log1p(-uniform)); }
+
+// Two independent standard normals, by Box and Muller.
+inline std::pair<float, float> normals_from_uniforms(float first, float second) {
+  const float radius = std::sqrt(-2.0F * std::log(first)), angle = 6.283185307179586F * second;
+  return {radius * std::cos(angle), radius * std::sin(angle)};
+}
 
 }  // namespace sjd2

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace sjd2 {
+#include "floats.h"
 
-enum class Float : int64_t { kFloat32, kBfloat16, kFloat16 };
+namespace sjd2 {
 
 // [rows, slots, ids], strides in elements; no data where there are none.
 struct Logits {

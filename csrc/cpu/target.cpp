@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -11,45 +10,12 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-template <Float kType>
-float load(const char* data, int64_t index);
-
-template <>
-float load<Float::kFloat32>(const char* data, int64_t index) {
-  float value;
-  std::memcpy(&value, data + index * 4, sizeof value);
-  return value;
-}
-
-template <>
-float load<Float::kBfloat16>(const char* data, int64_t index) {
-  uint16_t bits;
-  std::memcpy(&bits, data + index * 2, sizeof bits);
-  return from_bits(uint32_t{bits} << 16);
-}
-
-template <>
-float load<Float::kFloat16>(const char* data, int64_t index) {
-  uint16_t bits;
-  std::memcpy(&bits, data + index * 2, sizeof bits);
-  const uint32_t sign = uint32_t{bits & 0x8000U} << 16, exponent = (bits >> 10) & 0x1F, fraction = bits & 0x3FF;
-  if (exponent == 0x1F) return from_bits(sign | 0x7F800000 | fraction << 13);
-  if (exponent == 0) return (sign != 0 ? -1.0F : 1.0F) * static_cast<float>(fraction) * 0x1p-24F;
-  return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 float load(const Logits& logits, int64_t row, int64_t slot, int64_t id) {
   const int64_t index = row * logits.stride[0] + slot * logits.stride[1] + id * logits.stride[2];
   switch (logits.type) {
-    case Float::kFloat32: return load<Float::kFloat32>(logits.data, index);
-    case Float::kBfloat16: return load<Float::kBfloat16>(logits.data, index);
-    default: return load<Float::kFloat16>(logits.data, index);
+    case Float::kFloat32: return sjd2::load<Float::kFloat32>(logits.data, index);
+    case Float::kBfloat16: return sjd2::load<Float::kBfloat16>(logits.data, index);
+    default: return sjd2::load<Float::kFloat16>(logits.data, index);
   }
 }
 
@@ -57,9 +23,9 @@ template <Float kType>
 void load_all(const Logits& logits, int64_t row, int64_t slot, float* values) {
   const int64_t start = row * logits.stride[0] + slot * logits.stride[1], count = logits.size[2], step = logits.stride[2];
   if (step == 1) {  // written apart, so that it becomes vector instructions
-    for (int64_t id = 0; id < count; ++id) values[id] = load<kType>(logits.data, start + id);
+    for (int64_t id = 0; id < count; ++id) values[id] = sjd2::load<kType>(logits.data, start + id);
   } else {
-    for (int64_t id = 0; id < count; ++id) values[id] = load<kType>(logits.data, start + id * step);
+    for (int64_t id = 0; id < count; ++id) values[id] = sjd2::load<kType>(logits.data, start + id * step);
   }
 }
 

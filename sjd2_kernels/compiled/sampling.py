@@ -13,15 +13,15 @@ from ..processing import LogitsProcessing, RowStatistics
 from ..random import Purpose
 from ..verify.records import LastForward, Rule, Verification
 from . import module
+from .tensors import Addresses, described
 
 __all__ = ["sample_compiled", "verify_compiled"]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RULES = {Rule.FRESH: 0, Rule.COUPLED: 1, Rule.GUMBEL_TAIL: 2, Rule.GUMBEL: 3, Rule.KEEP_RATIO: 4}
 
 
 def _logits(logits: torch.Tensor | None) -> tuple[int, ...] | None:
-    return None if logits is None else (logits.data_ptr(), _TYPES[logits.dtype], *logits.shape, *logits.stride())
+    return None if logits is None else described(logits)
 
 
 def _check_vector(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -31,16 +31,8 @@ def _check_vector(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype
         raise TypeError(f"{name}: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
 
 
-class _Addresses:
-    """Of tensors made contiguous, which live as long as this does."""
-
-    def __init__(self) -> None:
-        self._alive: list[torch.Tensor] = []
-
-    def __call__(self, *tensors: torch.Tensor | None) -> tuple[int, ...]:
-        contiguous = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-        self._alive += [tensor for tensor in contiguous if tensor is not None]
-        return tuple(0 if tensor is None else tensor.data_ptr() for tensor in contiguous)
+class _Addresses(Addresses):
+    """And of the records of sampling, whose fields are checked."""
 
     def processing(self, processing: LogitsProcessing, rows: int) -> tuple[int, ...]:
         kinds = {"guidance_scale": torch.float32, "temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32}

@@ -13,7 +13,6 @@ import torch
 import sjd2_kernels
 from sjd2_kernels.backends import resolve_backend
 from sjd2_kernels.compiled import describe, obstacle, sampling_backends
-from sjd2_kernels.fused import fused_backends
 
 from ..attention import ATTENTIONS, AttentionShape
 from ..attention.interface import obstacle as obstacle_of_attention
@@ -61,7 +60,7 @@ def collect() -> dict[str, str]:
     like = torch.empty(0, device=device)
     # `verify` speaks for `sample`.
     facts["verify"] = _backends("verify", sampling_backends(like))
-    facts["denoise"] = _backends("denoise", fused_backends(like))
+    facts["denoise"] = _backends("denoise", sampling_backends(like))
     facts["attention"] = _attentions(torch.device(device))
     facts["kv cache"] = _backends("kv_append", {"native": obstacle(device), "torch": None})
     facts["native code"] = describe()
