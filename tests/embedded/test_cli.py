@@ -221,7 +221,8 @@ def test_info_names_versions_and_devices(capsys):
     built = not facts["native code"].startswith("not built")
     assert facts["kv cache"].startswith("native (torch: can run)" if built and not torch.cuda.is_available() else ("native", "torch"))
     assert facts["verify"].startswith(("cpp (torch: ", "torch (cpp: ", "triton (torch: "))
-    assert facts["denoise"].startswith(("torch (triton: ", "triton (torch: "))
+    assert facts["denoise"] == facts["verify"]
+    assert facts["attention"].startswith("model, triton")
 
 
 def test_the_cache_does_not_change_the_picture(tmp_path):
