@@ -1,10 +1,11 @@
 """Time per iteration of published models at full size: ``python benchmarks/full_size.py --device cuda -o OUT.json``.
 
 Weights are random, which changes no time: an iteration's shapes depend on the window and the batch alone. Guidance doubles the rows, as it does
-in earnest. Each row of the result has an iteration operation by operation, with its forward apart; on a GPU replayed as a CUDA graph; and, of one
-image, that of a loop written the way research scripts are (``published_loop.py``). How many tokens an iteration commits does depend on weights:
-``--end-to-end N`` decodes whole images that commit N, for N − 1 of N tokens are known and slots farther away are noise, as ``sjd2`` has them.
-What does not fit is recorded as such.
+in earnest. Each row of the result has an iteration halfway through an image, split into forward, verify, cache and rest, its peak memory, on a GPU
+as a CUDA graph and operation by operation, and, of one image, that of a loop written the way research scripts are (``published_loop.py``), behind
+as many columns. Beside them stands the bound that nothing gets below: the bytes of the weights that a forward reads, at the copy rate measured in
+the same run. How many tokens an iteration commits does depend on weights: ``--end-to-end N`` decodes images that commit N, for N − 1 of N tokens are
+known and slots farther away are noise, as ``sjd2`` has them. What does not fit is recorded as such; the file is written after every row.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import small_models
 import torch
+from iterations import bytes_of_a_forward, timed, words
 from model_sizes import FAMILIES, Size
 from published_loop import published_sjd
+from timing import copy_rate
 from transformers import JanusForConditionalGeneration
 
 from conditions import conditions
@@ -28,13 +31,17 @@ from sjd2.adapters.causal_lm import SlicedCausalLM
 from sjd2.adapters.janus import JanusAdapter
 from sjd2.decoding import PRESETS, Preset, RowReport, TokenLayout, decode
 from sjd2.denoising import Denoising
+from sjd2.files import write_atomically
 from sjd2_kernels import LogitsProcessing
 
-#: Rows of ``model_sizes.FAMILIES`` that are timed, and the first image id of each.
-MODELS = {"Emu3-Gen 8B": 151_854, "Lumina-mGPT 7B": 4, "Janus-Pro-7B": 0}
+#: Models by name and their first image ids: rows of ``model_sizes.FAMILIES``, in the order of their worth, and small ones of the same architectures.
+MODELS = {"Lumina-mGPT 7B": 4, "Emu3-Gen 8B": 151_854, "Janus-Pro-7B": 0}
+SMALL = {"small Lumina-mGPT": (small_models.lumina, 4), "small Emu3": (small_models.emu3, 20), "small Janus": (small_models.janus, 0)}
 WINDOWS = (1, 16, 32, 64, 96, 128)
 BATCHES = (1, 4, 8)
 GUIDANCE, TOP_K = 3.0, 2048
+#: Forwards of the published loop: those that warm it up, and those that are timed.
+PUBLISHED = (2, 6)
 
 
 class _JanusImages(JanusAdapter):
@@ -59,124 +66,122 @@ def mc_sjd(window: int) -> Preset:
     return PRESETS["ar"] if window == 1 else replace(PRESETS["mc-sjd"], window=window)
 
 
-def words(adapter: SlicedCausalLM, size: Size, batch: int) -> torch.Tensor:
-    """Random prompts and their partners, int64 ``[2B, P]``, which end alike."""
-    ids = torch.randint(adapter.text_config.vocab_size, (2 * batch, size.prompt), generator=torch.Generator().manual_seed(0))
-    ids[:, -1] = ids[0, -1]
-    return ids
+def published(adapter: SlicedCausalLM, size: Size, window: int) -> float | None:
+    """Milliseconds of an iteration of the published loop, behind half an image; of Janus none, whose head is none of a language model."""
+    if isinstance(adapter, JanusAdapter):
+        return None
+    count = size.layout.forced.shape[1]
+    ids, images = words(adapter, size, 1, more=count // 2).to(adapter.device), range(adapter.image_id_start, adapter.image_id_start + adapter.vocab_size)
+    for forwards in PUBLISHED:
+        run = published_sjd(adapter.model, ids, images, count, window, guidance=GUIDANCE, top_k=TOP_K, most=forwards)
+    return 1e3 * run.seconds / run.forwards
 
 
-def last_row(adapter: SlicedCausalLM, size: Size, layout: TokenLayout, preset: Preset, batch: int, repeat: int, *, graphs: bool) -> RowReport:
-    """The report of the row that took most forwards."""
-    device = adapter.device
-    processing = LogitsProcessing.create(batch, guidance_scale=GUIDANCE, top_k=TOP_K, device=device)
-    prompt = adapter.prompt_from_ids(words(adapter, size, batch).tolist())
-    seeds = torch.arange(batch, device=device) + 1000 * repeat
-    rows = decode(adapter, prompt, layout, processing, preset, seeds, compact=False, graphs=graphs).rows
-    return max(rows, key=lambda row: row.forwards)
-
-
-def timed(adapter: SlicedCausalLM, size: Size, window: int, batch: int, iterations: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds per iteration, whole and inside the model's forward, medians over ``repeats`` runs of at least ``iterations`` iterations."""
-    device = adapter.device
-    forced = size.layout.forced.expand(batch, -1).to(device)
-    tokens = min(forced.shape[1], iterations * window)  # a forward commits at most a window
-    layout = TokenLayout(forced, torch.full((batch,), tokens, device=device), size.layout.row_stride, places=size.layout.places)
-    # The first run warms up.
-    eager = [last_row(adapter, size, layout, mc_sjd(window), batch, repeat, graphs=False) for repeat in range(repeats + 1)][1:]
-    figures = {
-        "window": window,
-        "batch": batch,
-        "milliseconds": 1e3 * statistics.median(row.seconds / row.forwards for row in eager),
-        "forward_milliseconds": 1e3 * statistics.median(row.forward_seconds / row.forwards for row in eager),
-        "iterations": statistics.median(row.forwards for row in eager),
-    }
-    if device.type == "cuda":
-        replayed = [last_row(adapter, size, layout, mc_sjd(window), batch, repeat, graphs=True) for repeat in range(repeats + 1)][1:]
-        figures["graph_milliseconds"] = 1e3 * statistics.median(row.seconds / row.forwards for row in replayed)
-    if batch == 1 and not isinstance(adapter, JanusAdapter):  # whose head is none of a language model
-        ids, images = words(adapter, size, 1).to(device), range(adapter.image_id_start, adapter.image_id_start + adapter.vocab_size)
-        runs = [published_sjd(adapter.model, ids, images, tokens, window, guidance=GUIDANCE, top_k=TOP_K) for _ in range(2)][1:]
-        figures["published_milliseconds"] = 1e3 * statistics.median(run.seconds / run.forwards for run in runs)
-    return figures
-
-
-def end_to_end(adapter: SlicedCausalLM, size: Size, window: int, tokens_per_forward: int) -> dict[str, Any]:
-    """Seconds of a whole image with ``tokens_per_forward`` tokens from every forward; 1 is AR."""
-    device, count, graphs = adapter.device, size.layout.forced.shape[1], adapter.device.type == "cuda"
+def end_to_end(adapter: SlicedCausalLM, size: Size, window: int, tokens_per_forward: int, most: int) -> dict[str, Any]:
+    """Seconds of an image, or its first ``most`` tokens, with ``tokens_per_forward`` tokens from every forward; 1 is AR."""
+    device, graphs = adapter.device, adapter.device.type == "cuda"
+    count = min(most, size.layout.forced.shape[1])
     forced = torch.zeros(1, count, dtype=torch.int64, device=device)
     forced[:, ::tokens_per_forward] = -1
     layout = TokenLayout(forced, torch.tensor([count], device=device), size.layout.row_stride, places=size.layout.places)
     preset = PRESETS["ar"]
     if tokens_per_forward > 1:
         preset = replace(PRESETS["sjd2"], window=window, denoising=Denoising(clean=tokens_per_forward - 1))
-    for repeat, length in enumerate((min(4 * window, count), count)):  # the first one warms up
+    processing = LogitsProcessing.create(1, guidance_scale=GUIDANCE, top_k=TOP_K, device=device)
+    prompt = adapter.prompt_from_ids(words(adapter, size, 1).tolist())
+
+    def row(length: int) -> RowReport:
         shown = replace(layout, lengths=torch.tensor([length], device=device))
-        row = last_row(adapter, size, shown, preset, 1, repeat, graphs=graphs)
-    return {"window": preset.window, "tokens": count, "forwards": row.forwards, "seconds": row.seconds}
+        return decode(adapter, prompt, shown, processing, preset, torch.tensor([1000], device=device), graphs=graphs).rows[0]
+
+    row(min(4 * window, count))  # warms up
+    whole = row(count)
+    return {"window": preset.window, "tokens": count, "forwards": whole.forwards, "seconds": whole.seconds}
 
 
-def measure(
-    name: str,
-    device: str,
-    dtype: torch.dtype,
-    windows: Sequence[int],
-    batches: Sequence[int],
-    iterations: int,
-    repeats: int,
-    tokens_per_forward: int = 0,
-) -> list[dict]:
-    """All rows of one model; what has no room is a row that says so."""
-    size, rows = FAMILIES[name](), []
+def _sized(name: str) -> tuple[Size, int]:
+    if name in SMALL:
+        build, start = SMALL[name]
+        return build(), start
+    return FAMILIES[name](), MODELS[name]
+
+
+def _attempt(place: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row, or why there is none."""
     try:
-        adapter = with_weights(size, MODELS[name], device, dtype)
+        return place | work()
     except torch.OutOfMemoryError as error:
-        return [{"model": name, "not run": str(error).splitlines()[0]}]
-    for batch in batches:
-        for window in windows:
-            place = {"model": name, "window": window, "batch": batch}
-            try:
-                row = place | timed(adapter, size, window, batch, iterations, repeats)
-                whole, inside = row["milliseconds"], row["forward_milliseconds"]
-                print(f"{name:16} B {batch}  W {window:3}  {whole:8.2f} ms an iteration, {inside:8.2f} ms of it in the forward", flush=True)
-            except torch.OutOfMemoryError as error:
-                row = place | {"not run": str(error).splitlines()[0]}
-                print(f"{name:16} B {batch}  W {window:3}  not run: out of memory", flush=True)
-            rows.append(row)
-    if tokens_per_forward:
-        for window, count in ((1, 1), (64, tokens_per_forward)):
-            row = {"model": name, "end_to_end": count} | end_to_end(adapter, size, window, count)
-            print(f"{name:16} W {window:3}  {row['seconds']:8.2f} s for {row['tokens']} tokens in {row['forwards']} forwards", flush=True)
-            rows.append(row)
+        return place | {"not run": str(error).splitlines()[0]}
+
+
+def _shown(row: dict[str, Any]) -> str:
+    head = f"{row['model']:18} B {row.get('batch', 1)}  W {row.get('window', ''):3} "
+    if "not run" in row:
+        return f"{head} not run: {row['not run']}"
+    if "end_to_end" in row:
+        return f"{head} {row['seconds']:8.2f} s for {row['tokens']} tokens in {row['forwards']} forwards"
+    split = ", ".join(f"{name} {value:.3f}" for name, value in (row["split"] or {}).items()) or "not split"
+    peer = f", published loop {row['published_milliseconds']:.2f} ms" if row.get("published_milliseconds") else ""
+    return f"{head} {row['milliseconds']:8.3f} ms an iteration ({split}){peer}"
+
+
+def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of one model as they come; what has no room is a row that says so. One image first, and AR and a window of 64 of all batches."""
+    size, start = _sized(name)
+    try:
+        adapter = with_weights(size, start, device, dtype)
+    except torch.OutOfMemoryError as error:
+        yield {"model": name, "not run": str(error).splitlines()[0]}
+        return
+    weights = bytes_of_a_forward(adapter, size)
+    cells = sorted(((batch, window) for batch in options.batches for window in options.windows), key=lambda cell: (cell[0] > 1, cell[1] not in (1, 64)))
+    for batch, window in cells:
+        place = {"model": name, "window": window, "batch": batch, "weight_bytes": weights}
+
+        def iteration(batch: int = batch, window: int = window) -> dict[str, Any]:
+            figures = timed(adapter, size, mc_sjd(window), batch, options.iterations, guidance_scale=GUIDANCE, top_k=TOP_K)
+            peer = published(adapter, size, window) if batch == 1 else None
+            return figures if peer is None else figures | {"published_milliseconds": peer}
+
+        yield _attempt(place, iteration)
+    if options.end_to_end:
+        for window, count in ((1, 1), (min(64, max(options.windows)), options.end_to_end)):
+
+            def image(window: int = window, count: int = count) -> dict[str, Any]:
+                return end_to_end(adapter, size, window, count, options.most)
+
+            yield _attempt({"model": name, "end_to_end": count}, image)
     del adapter
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: all of them")
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, *SMALL], help="default: those of full size")
+    parser.add_argument("--small", action="store_true", help="small models of the same architectures, which only show that everything runs")
     parser.add_argument("--windows", nargs="+", type=int, default=WINDOWS, help="1 is AR (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, help="images decoded together (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=8, help="per run, at least (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, after one to warm up (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=10, help="that are timed, of each kind (default: %(default)s)")
     parser.add_argument(
         "--end-to-end", type=int, default=0, metavar="N", help="decode an image, too, that commits N tokens with every forward (default: none)"
     )
+    parser.add_argument("--most", type=int, default=2400, help="tokens of such an image at most (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
-    rows = []
-    for name in options.models:
-        rows += measure(
-            name, options.device, torch.bfloat16, options.windows, options.batches, options.iterations, options.repeats, options.end_to_end
-        )
-        if options.output:  # what is done is kept if the next one is cut off
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            facts = {"conditions": conditions(options.device), "guidance_scale": GUIDANCE, "top_k": TOP_K, "dtype": "bfloat16", "rows": rows}
-            options.output.write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {"conditions": conditions(options.device), "guidance_scale": GUIDANCE, "top_k": TOP_K, "dtype": "bfloat16"}
+    facts["copy_bytes_per_second"] = copy_rate(torch.device(options.device))
+    rows: list[dict[str, Any]] = []
+    for name in options.models or (SMALL if options.small else MODELS):
+        for row in measure(name, options.device, torch.bfloat16, options):
+            print(_shown(row), flush=True)
+            rows.append(row)
+            if options.output:  # what is done is kept if the next one is cut off
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(facts | {"rows": rows}, indent=1) + "\n"
+                write_atomically(options.output, lambda scratch, text=text: scratch.write_text(text))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def published_sjd(
     guidance: float = 3.0,
     temperature: float = 1.0,
     top_k: int = 0,
+    most: int | None = None,
 ) -> PublishedRun:
     """Decode ``count`` image tokens.
 
@@ -60,6 +61,7 @@ def published_sjd(
         prompts: int64 ``[2, P]``: the prompt and its unconditional partner, of one length.
         image_ids: of the vocabulary.
         window: drafts per forward; 1 is AR.
+        most: forwards after which to stop, finished or not.
     """
     device = prompts.device
     allowed = torch.zeros(model.config.get_text_config(decoder=True).vocab_size, dtype=torch.bool, device=device)
@@ -72,7 +74,7 @@ def published_sjd(
     forwards, inside = 0, 0.0
     _synchronise(device)
     began = time.perf_counter()
-    while len(tokens) <= count:
+    while len(tokens) <= count and forwards != most:
         width = min(window, count + 1 - len(tokens))
         fed = torch.cat([torch.tensor([tokens[-1]], device=device), drafts[: width - 1]])
         _synchronise(device)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fused_ops import NoisyInputs, Window
+from op_inputs import NoisyInputs, Window
 
 from sjd2_kernels import Purpose, Rule
 from sjd2_kernels.compiled import sampling_backends

@@ -7,14 +7,16 @@ tensor that was made anew, a decision in Python) a trace does not see either.
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sjd2.cache import CACHES
-from sjd2.decoding import PRESETS
-from sjd2.decoding.graphs import Graphed
+from sjd2.decoding import PRESETS, loop
+from sjd2.decoding.graphs import Graphed, record_cuda_graph
+from sjd2_kernels import verify
 from support.llama import random_llama, sliced
 
 from .test_compaction import LENGTHS, Watched, run
@@ -86,7 +88,7 @@ def test_a_number_of_columns_is_a_graph(model, monkeypatch):
     assert Graphed(tape, 40).columns == 64
     run(model, "ar", guided=False, graphs=tape, compact=False)
     assert tape.recordings == 1
-    assert tape.replays == max(LENGTHS) - 1, "the first iteration of a shape is not recorded"
+    assert tape.replays == max(LENGTHS) - 2, "neither the first iteration of a run is recorded, which has no last forward, nor the next"
 
     class Narrow(Graphed):
         """Counts columns more finely."""
@@ -99,7 +101,54 @@ def test_a_number_of_columns_is_a_graph(model, monkeypatch):
     monkeypatch.setattr("sjd2.decoding.run.Graphed", Narrow)
     run(model, "ar", guided=False, graphs=tape, compact=False)
     assert 1 < tape.recordings <= 5
-    assert tape.replays == max(LENGTHS) - tape.recordings, "nor is the first of any number of columns"
+    assert tape.replays == max(LENGTHS) - 1 - tape.recordings, "nor is the next one of any number of columns"
+
+
+def test_nothing_is_recorded_that_has_not_run_before(model, monkeypatch):
+    """A kernel that is compiled or loaded while a stream is recorded may end the recording."""
+    kinds, recorded = set(), []
+
+    def told(*arguments, **named):
+        kind = (len(arguments[0]), named["last"] is None)
+        (recorded.append(kind in kinds) if told.recording else kinds.add(kind))
+        return verify(*arguments, **named)
+
+    def record(work):
+        told.recording = True
+        replay = Tape()(work)
+        replay()
+        told.recording = False
+        # The state is at its next iteration now, where the loop expects it after this replay.
+        replays = iter([lambda: None])
+        return lambda: next(replays, replay)()
+
+    told.recording = False
+    monkeypatch.setattr(loop, "verify", told)
+    run(model, "jacobi", graphs=record, batch_size=3)
+    assert len(recorded) >= 2
+    assert all(recorded)
+
+
+def test_a_recording_that_fails_leaves_the_callers_stream(monkeypatch):
+    chosen = []
+
+    @contextmanager
+    def fails(graph, pool):
+        chosen.append("its own")
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, stand_in in {
+        "graph_pool_handle": lambda: None,
+        "CUDAGraph": object,
+        "graph": fails,
+        "current_stream": lambda: "the caller's",
+        "set_stream": chosen.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RuntimeError, match="previous error"):
+        record_cuda_graph()(lambda: None)
+    assert chosen == ["its own", "the caller's"]
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(model):

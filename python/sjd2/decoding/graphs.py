@@ -37,9 +37,13 @@ def record_cuda_graph() -> Recorder:
     pool = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                work()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # what PyTorch leaves undone where the end of a recording fails
+            raise
         return graph.replay
 
     return record
@@ -121,8 +125,10 @@ class Graphed:
             iterate(plan, state, cache, stopwatch)
             return state
         if not self._adopt(plan, state):
+            # Without a last forward ``verify`` is another kernel: graphs hold the one of all later iterations, which then has yet to run.
+            warm = set() if state.last is None else {cache.extent}
             iterate(plan, state, cache, stopwatch)
-            self._warm = {cache.extent}
+            self._warm = warm
             return self._keep(plan, state)
         assert self._plan is not None
         assert self._state is not None

@@ -23,6 +23,7 @@ from sjd2_kernels import LastForward, Verification, verify
 
 from ..cache import RaggedCache
 from .initialisation import fresh_drafts
+from .parts import part
 from .state import Plan, WindowState, per_model_row, slots
 
 __all__ = ["iterate"]
@@ -84,33 +85,35 @@ def _advance(plan: Plan, state: WindowState, cache: RaggedCache, last: LastForwa
 
     newest = result.tokens.gather(1, (count - 1).clamp(min=0)[:, None])
     state.tail = per_model_row(plan.model.embed(newest), plan)
-    cache.commit(per_model_row(count, plan))
+    with part("cache"):
+        cache.commit(per_model_row(count, plan))
 
 
 def iterate(plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: AbstractContextManager) -> None:
     """One iteration of the module's scheme."""
-    with stopwatch:
+    with stopwatch, part("forward"):
         logits, logits_uncond = _forward(plan, state, cache)
     if plan.rules is not None:
         logits, logits_uncond = plan.rules.targets(logits, logits_uncond, state)
     drafts, forced = plan.image_ids(state.drafts), plan.image_ids(state.forced)
-    result = verify(
-        logits,
-        logits_uncond,
-        plan.processing,
-        rule=plan.preset.rule,
-        drafts=drafts,
-        q_row=state.q_row,
-        last=state.last,
-        clean=torch.ones_like(state.drafts, dtype=torch.bool) if state.noise is None else state.noise.levels == 0,
-        forced=forced,
-        remaining=state.remaining,
-        seeds=plan.seeds,
-        iteration=state.iteration,
-        position=state.committed,
-        keep_ratio=plan.preset.keep_ratio,
-        end_id=plan.layout.end_id,
-    )
+    with part("verify"):
+        result = verify(
+            logits,
+            logits_uncond,
+            plan.processing,
+            rule=plan.preset.rule,
+            drafts=drafts,
+            q_row=state.q_row,
+            last=state.last,
+            clean=torch.ones_like(state.drafts, dtype=torch.bool) if state.noise is None else state.noise.levels == 0,
+            forced=forced,
+            remaining=state.remaining,
+            seeds=plan.seeds,
+            iteration=state.iteration,
+            position=state.committed,
+            keep_ratio=plan.preset.keep_ratio,
+            end_id=plan.layout.end_id,
+        )
     if plan.structural:
         result = result._replace(tokens=torch.where(state.forced >= 0, state.forced, result.tokens))
     _advance(plan, state, cache, LastForward(logits, logits_uncond, result.statistics), result)
