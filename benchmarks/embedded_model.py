@@ -21,13 +21,13 @@ from sjd2.tiny_scenes.prompts import held_out_prompts
 WINDOWS = (8, 16, 32, 64)
 
 
-def measured(pipeline: TextToImagePipeline, prompts: list[str], batch_size: int, guidance_scale: float, work: Path) -> list[dict[str, Any]]:
-    """Figures of ``ar``, and of every other method at every window."""
-    defaults = pipeline.adapter.defaults
+def measured(pipeline: TextToImagePipeline, options: argparse.Namespace, count: int, batch_size: int, work: Path) -> list[dict[str, Any]]:
+    """Figures of ``ar``, and of every other method at every window, over ``count`` held-out prompts."""
+    defaults, prompts = pipeline.adapter.defaults, held_out_prompts(count)
     variants = variants_of(
-        list(PRESETS),
-        windows=WINDOWS,
-        guidance_scales=[guidance_scale],
+        options.methods,
+        windows=options.windows,
+        guidance_scales=[options.guidance_scale],
         temperatures=[defaults.temperature],
         top_k=defaults.top_k,
         top_p=defaults.top_p,
@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=48, help="held-out prompts for compression (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=8, help="images timed per setting (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="default: all of them")
+    parser.add_argument("--windows", nargs="+", type=int, default=WINDOWS, help="of every method but ar (default: %(default)s)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="a TinyScenes folder (default: the embedded one)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -71,8 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pipeline = TextToImagePipeline.from_pretrained(options.model, device=options.device)
     scale, work = options.guidance_scale, options.work or Path("out/embedded_model") / code_digest()
-    compressed = measured(pipeline, held_out_prompts(options.prompts), 16, scale, work / "compression")
-    timed = measured(pipeline, held_out_prompts(options.timed), 1, scale, work / "wall_clock")
+    compressed = measured(pipeline, options, options.prompts, 16, work / "compression")
+    timed = measured(pipeline, options, options.timed, 1, work / "wall_clock")
     figures = {
         "conditions": conditions(options.device),
         "weights": weights_digest(options.model),

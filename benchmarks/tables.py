@@ -15,6 +15,7 @@ from pathlib import Path
 from circumstances import circumstances
 
 from ablation_tables import ABLATION_TABLES
+from gpu_tables import GPU_TABLES
 from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -260,6 +261,7 @@ FILES = (
     "docs/batch.md",
     "docs/engine.md",
     "docs/exactness.md",
+    "docs/kernels.md",
     "docs/kv_cache.md",
     "docs/models.md",
     "docs/performance.md",
@@ -271,6 +273,8 @@ def filled(text: str, results_folder: Path = RESULTS) -> str:
     """``text`` with every table written anew; where there are no results it says so."""
 
     def replace(match: re.Match) -> str:
+        if match[2] in GPU_TABLES:
+            return "\n".join((match[1], GPU_TABLES[match[2]](results_folder / "gpu"), match[3]))
         results, table = TABLES[match[2]]
         path = results_folder / results
         body = table(json.loads(path.read_text())) if path.exists() else ""

@@ -14,6 +14,7 @@ from sjd2 import TextToImagePipeline
 # `make test-full` sets HYPOTHESIS_PROFILE=full.
 settings.register_profile("quick", max_examples=150, deadline=None)
 settings.register_profile("full", max_examples=34_000, deadline=None)
+settings.register_profile("few", max_examples=40, deadline=None)  # where every example compiles a kernel: benchmarks/gpu_suite.py
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 #: What cannot be imported without Matplotlib (extra ``bench``); other tests skip by themselves what is not there.
