@@ -121,7 +121,7 @@ def on_cpu() -> tuple[Stage, ...]:
         Step("kv cache", _benchmark("kv_cache.py", "cpu", "--layers", "1", "--repeats", "2", "-o", "{out}/kv_cache.json"), 120),
         Step(
             "embedded model",
-            (PYTHON, *EMBEDDED, "--device", "cpu", "--methods", "ar", "jacobi", "--windows", "16", "--prompts", "1", "--timed", "1"),
+            (PYTHON, *EMBEDDED, "--device", "cpu", "--methods", "ar", "jacobi", "--windows", "16", "--prompts", "2", "--timed", "1"),
             120,
         ),
     )  # fmt: skip
