@@ -107,11 +107,20 @@ def _sized(name: str) -> tuple[Size, int]:
 
 
 def _attempt(place: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row, or why there is none."""
+    """A row, or why there is none: what is wrong with one shape does not end the others."""
     try:
         return place | work()
-    except torch.OutOfMemoryError as error:
-        return place | {"not run": str(error).splitlines()[0]}
+    except Exception as error:
+        return place | {"not run": _reason(error)}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    """Whether a row is missing for another reason than that it has no room."""
+    return "not run" in row and not row["not run"].startswith(("OutOfMemoryError", "MemoryError"))
 
 
 def _shown(row: dict[str, Any]) -> str:
@@ -131,7 +140,7 @@ def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namesp
     try:
         adapter = with_weights(size, start, device, dtype)
     except torch.OutOfMemoryError as error:
-        yield {"model": name, "not run": str(error).splitlines()[0]}
+        yield {"model": name, "not run": _reason(error)}
         return
     weights = bytes_of_a_forward(adapter, size)
     cells = sorted(((batch, window) for batch in options.batches for window in options.windows), key=lambda cell: (cell[0] > 1, cell[1] not in (1, 64)))
@@ -157,7 +166,7 @@ def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namesp
         torch.cuda.empty_cache()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=[*MODELS, *SMALL], help="default: those of full size")
     parser.add_argument("--small", action="store_true", help="small models of the same architectures, which only show that everything runs")
@@ -179,10 +188,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(_shown(row), flush=True)
             rows.append(row)
             if options.output:  # what is done is kept if the next one is cut off
-                options.output.parent.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(facts | {"rows": rows}, indent=1) + "\n"
                 write_atomically(options.output, lambda scratch, text=text: scratch.write_text(text))
+    return int(any(map(_failed, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -108,7 +108,7 @@ class Halfway:
             self.state.remaining.copy_(self.plan.layout.lengths - self.place)
         self.begun = True
 
-    def run(self, advance: Eager | Graphed, times: int, around: Callable[[], Any]) -> list[Any]:
+    def run(self, advance: Any, times: int, around: Callable[[], Any]) -> list[Any]:
         """Iterate ``times`` times; what ``around`` gave just before and just after each."""
         marks = []
         needed = self.columns + self.plan.preset.window
@@ -160,11 +160,24 @@ def _appends(halfway: Halfway) -> float:
     return call_times(append, halfway.plan.seeds.device, 20).percentile(0.5) / 1e3
 
 
-def _split(parts: list[dict[str, float]], append: float) -> dict[str, float]:
-    """Medians of what the clock read, with the appends counted where they belong."""
-    whole, forward, verify, commit = (statistics.median(one[name] for one in parts) for name in ("iteration", *PARTS))
-    rest = statistics.median(one["iteration"] - sum(one[name] for name in PARTS) for one in parts)
-    return {"iteration": whole, "forward": forward - append, "verify": verify, "cache": commit + append, "rest": rest}
+def _split(iterations: list[dict[str, float]], append: float) -> dict[str, float]:
+    """What the clock read of the median iteration, with the appends counted where they belong."""
+    one = sorted(iterations, key=lambda read: read["iteration"])[len(iterations) // 2]
+    forward, verify, commit = (one[name] for name in PARTS)
+    rest = one["iteration"] - forward - verify - commit
+    return {"iteration": one["iteration"], "forward": forward - append, "verify": verify, "cache": commit + append, "rest": rest}
+
+
+class _Spanned:
+    """Iterations one operation after the other, under a clock."""
+
+    def __init__(self, clock: Clock):
+        self._advance, self._clock, self.columns = Eager(), clock, Eager.columns
+
+    def __call__(self, *arguments: Any) -> WindowState:
+        self._clock.clear()
+        with watch_parts(self._clock), self._clock("iteration"):
+            return self._advance(*arguments)
 
 
 def timed(
@@ -181,14 +194,17 @@ def timed(
         append = _appends(halfway)
         clock, few = Clock(device), max(3, iterations // 2)
         if device.type != "cuda":
-            parts = []
-            for _ in range(few):
-                clock.clear()
-                with watch_parts(clock), clock("iteration"):
-                    halfway.run(Eager(), 1, lambda: None)
-                parts.append(clock.read())
-            return figures | {"split": _split(parts, append)}
+            return figures | {"split": _split(_read(halfway, _Spanned(clock), clock, few), append)}
         return figures | _as_graph(halfway, clock, iterations, few, append)
+
+
+def _read(halfway: Halfway, advance: Any, clock: Clock, times: int) -> list[dict[str, float]]:
+    """What the clock read of each of ``times`` iterations."""
+    found = []
+    for _ in range(times):
+        halfway.run(advance, 1, lambda: None)
+        found.append(clock.read())
+    return found
 
 
 def _as_graph(halfway: Halfway, clock: Clock, iterations: int, few: int, append: float) -> dict[str, Any]:
@@ -209,11 +225,8 @@ def _as_graph(halfway: Halfway, clock: Clock, iterations: int, few: int, append:
     refused = [str(one.message) for one in said if "graphs: " in str(one.message)]
     if refused:
         return {"graph not run": refused[0]}
-    parts = []
-    for _ in range(few):
-        halfway.run(graphed, 1, lambda: None)
-        parts.append(clock.read())
-    return {"graph_milliseconds": milliseconds, "milliseconds": milliseconds, "split": _split(parts, append)}
+    split = _split(_read(halfway, graphed, clock, few), append)
+    return {"graph_milliseconds": milliseconds, "milliseconds": milliseconds, "split": split}
 
 
 def bytes_of_a_forward(adapter: SlicedCausalLM, size: Size) -> int:

@@ -1,7 +1,6 @@
 """Iterations recorded and replayed: the tokens of the loop.
 
-Without a GPU the recorder is a trace: a list of operations on the very tensors that were there when it was made. What a CUDA graph could not see (a
-tensor that was made anew, a decision in Python) a trace does not see either.
+Without a GPU the recorder is a trace (``support/tape.py``).
 """
 
 from __future__ import annotations
@@ -11,36 +10,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sjd2.cache import CACHES
 from sjd2.decoding import PRESETS, loop
 from sjd2.decoding.graphs import Graphed, record_cuda_graph
 from sjd2_kernels import verify
 from support.llama import random_llama, sliced
+from support.tape import Tape
 
 from .test_compaction import LENGTHS, Watched, run
-
-
-class Tape:
-    """Records what ``work`` does by doing it once, at the first replay; counts recordings and replays."""
-
-    def __init__(self):
-        self.recordings = self.replays = 0
-
-    def __call__(self, work):
-        self.recordings += 1
-        trace = None
-
-        def replay():
-            nonlocal trace
-            self.replays += 1
-            if trace is None:
-                trace = make_fx(lambda: work())()
-            else:
-                trace()
-
-        return replay
 
 
 @pytest.fixture
