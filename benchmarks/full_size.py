@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,10 @@ def published(adapter: SlicedCausalLM, size: Size, window: int) -> float | None:
     if isinstance(adapter, JanusAdapter):
         return None
     count = size.layout.forced.shape[1]
-    ids, images = words(adapter, size, 1, more=count // 2).to(adapter.device), range(adapter.image_id_start, adapter.image_id_start + adapter.vocab_size)
+    ids, images = (
+        words(adapter, size, 1, more=count // 2).to(adapter.device),
+        range(adapter.image_id_start, adapter.image_id_start + adapter.vocab_size),
+    )
     for forwards in PUBLISHED:
         run = published_sjd(adapter.model, ids, images, count, window, guidance=GUIDANCE, top_k=TOP_K, most=forwards)
     return 1e3 * run.seconds / run.forwards
@@ -134,25 +137,20 @@ def _shown(row: dict[str, Any]) -> str:
     return f"{head} {row['milliseconds']:8.3f} ms an iteration ({split}){peer}"
 
 
-def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows of one model as they come; what has no room is a row that says so. One image first, and AR and a window of 64 of all batches."""
-    size, start = _sized(name)
-    try:
-        adapter = with_weights(size, start, device, dtype)
-    except torch.OutOfMemoryError as error:
-        yield {"model": name, "not run": _reason(error)}
-        return
+def _rows(adapter: SlicedCausalLM, name: str, size: Size, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One image first, and AR and a window of 64 of all batches; then the images end to end."""
     weights = bytes_of_a_forward(adapter, size)
-    cells = sorted(((batch, window) for batch in options.batches for window in options.windows), key=lambda cell: (cell[0] > 1, cell[1] not in (1, 64)))
+    cells = sorted(
+        ((batch, window) for batch in options.batches for window in options.windows), key=lambda cell: (cell[0] > 1, cell[1] not in (1, 64))
+    )
     for batch, window in cells:
-        place = {"model": name, "window": window, "batch": batch, "weight_bytes": weights}
 
         def iteration(batch: int = batch, window: int = window) -> dict[str, Any]:
             figures = timed(adapter, size, mc_sjd(window), batch, options.iterations, guidance_scale=GUIDANCE, top_k=TOP_K)
             peer = published(adapter, size, window) if batch == 1 else None
             return figures if peer is None else figures | {"published_milliseconds": peer}
 
-        yield _attempt(place, iteration)
+        yield _attempt({"model": name, "window": window, "batch": batch, "weight_bytes": weights}, iteration)
     if options.end_to_end:
         for window, count in ((1, 1), (min(64, max(options.windows)), options.end_to_end)):
 
@@ -160,7 +158,18 @@ def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namesp
                 return end_to_end(adapter, size, window, count, options.most)
 
             yield _attempt({"model": name, "end_to_end": count}, image)
-    del adapter
+
+
+def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of one model as they come; what has no room is a row that says so."""
+    size, start = _sized(name)
+    try:
+        adapter = with_weights(size, start, device, dtype)
+    except torch.OutOfMemoryError as error:
+        yield {"model": name, "not run": _reason(error)}
+    else:
+        yield from _rows(adapter, name, size, options)
+        del adapter
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -48,6 +48,10 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 @dataclass
 class Entrants:
     """Contenders of one op at one size, and those that cannot take part, with the reason."""
@@ -85,8 +89,8 @@ def verify_entrants(window: Window, rule: Rule, device: torch.device) -> Entrant
         )
     for peer in PEERS if rule is Rule.FRESH else ():
         try:
-            if device.type != "cuda":
-                raise ImportError("a GPU's kernels")
+            if not _on_gpu(device):
+                raise RuntimeError("these are kernels for GPUs")
             found.able.append(peer(window))
         except Exception as error:  # whatever is wrong with another library ends that peer, not the run
             found.unable.append((peer.__name__, _reason(error)))
@@ -180,6 +184,7 @@ class Table:
             self.rows.append(row)
 
     def write(self) -> None:
+        """Into the files that were asked for, all rows so far."""
         facts = {"conditions": self.conditions, "copy_bytes_per_second": self.rate, "rows": self.rows}
         if self.options.json is not None:
             write_atomically(self.options.json, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
@@ -233,7 +238,9 @@ def main(arguments: list[str] | None = None) -> int:
     rules = [Rule.FRESH.value, *(rule.value for rule in Rule if rule is not Rule.FRESH)]
     parser.add_argument("--rules", nargs="+", choices=rules, default=rules, help="the first one at all sizes (default: %(default)s)")
     parser.add_argument("--all-rules-at", type=int, nargs="*", default=[8_192, 131_072] if cuda else [1_000], metavar="VOCAB", help="the other rules")
-    parser.add_argument("--compiled-at", type=int, nargs="*", default=[8_192, 65_536] if cuda else [], metavar="VOCAB", help="torch.compile (minutes)")
+    parser.add_argument(
+        "--compiled-at", type=int, nargs="*", default=[8_192, 65_536] if cuda else [], metavar="VOCAB", help="torch.compile (minutes)"
+    )
     parser.add_argument("--repeats", type=int, default=40 if cuda else 5, help="at most")
     parser.add_argument("--compile-only", action="store_true", help="check every result, time nothing: fills the compilers' caches on the disk")
     parser.add_argument("-o", "--json", type=Path)

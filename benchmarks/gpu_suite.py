@@ -42,7 +42,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _run_part(step: Step, part: Sequence[str], places: Mapping[str, str], environment: Mapping[str, str]) -> tuple[str, str]:
     """What a command printed, and how it ended."""
-    command = list((*step.command, *part))
+    command = [*step.command, *part]
     for name, place in places.items():
         command = [argument.replace(f"{{{name}}}", place) for argument in command]
     with tempfile.TemporaryFile("w+") as printed:
@@ -137,6 +137,7 @@ class Suite:
             self.write()
 
     def write(self) -> None:
+        """What is known so far."""
         self.conditions = self.conditions or facts(self.options.device, self.environment)
         (self.out / "suite.json").write_text(json.dumps({"conditions": self.conditions, "steps": self.report}, indent=1) + "\n")
 

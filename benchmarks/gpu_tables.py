@@ -68,17 +68,15 @@ def ops_table(folder: Path) -> str:
     results = _results(folder, "fused_ops")
     if results is None:
         return NOT_MEASURED
-    times = {
-        (row["op"], row["batch"], row["vocab"], row["implementation"], row["cache"]): row for row in results["rows"] if "p50" in row
-    }
+    times = {(row["op"], row["batch"], row["vocab"], row["implementation"], row["cache"]): row for row in results["rows"] if "p50" in row}
     lines = ["| op | B | V, or D | µs, hot | µs, flushed | of the floor's speed | eager definition |", "|---|---|---|---|---|---|---|"]
     for (op, batch, vocab, name, cache), row in times.items():
         if name != "sjd2 triton" or cache != "flushed":
             continue
-        hot, eager = times[op, batch, vocab, name, "hot"], times[op, batch, vocab, "definition (eager PyTorch)", "flushed"]
-        lines.append(
-            f"| {op} | {batch} | {vocab:,} | {hot['p50']:.1f} | {row['p50']:.1f} | {row['percent_of_floor']:.0f} % | {eager['p50'] / row['p50']:.0f}× |"
-        )
+        hot, eager = times.get((op, batch, vocab, name, "hot")), times.get((op, batch, vocab, "definition (eager PyTorch)", "flushed"))
+        beside = "" if eager is None else f"{eager['p50'] / row['p50']:.0f}×"
+        shown = "" if hot is None else f"{hot['p50']:.1f}"
+        lines.append(f"| {op} | {batch} | {vocab:,} | {shown} | {row['p50']:.1f} | {row['percent_of_floor']:.0f} % | {beside} |")
     return "\n".join([*lines, "", circumstances(results["conditions"])])
 
 

@@ -53,6 +53,7 @@ class Clock:
         self._spans.append((name, start, self._now()))
 
     def clear(self) -> None:
+        """Forget the spans so far."""
         self._spans.clear()
 
     def read(self) -> dict[str, float]:
@@ -86,6 +87,7 @@ class Halfway:
 
     @classmethod
     def of(cls, adapter: SlicedCausalLM, size: Size, preset: Preset, batch: int, processing: LogitsProcessing) -> Halfway:
+        """With prompts of random words behind it."""
         device, count = adapter.device, size.layout.forced.shape[1]
         forced = size.layout.forced.expand(batch, -1).to(device).contiguous()
         lengths = torch.full((batch,), count, device=device)
@@ -180,9 +182,7 @@ class _Spanned:
             return self._advance(*arguments)
 
 
-def timed(
-    adapter: SlicedCausalLM, size: Size, preset: Preset, batch: int, iterations: int, *, guidance_scale: float, top_k: int
-) -> dict[str, Any]:
+def timed(adapter: SlicedCausalLM, size: Size, preset: Preset, batch: int, iterations: int, *, guidance_scale: float, top_k: int) -> dict[str, Any]:
     """Milliseconds of an iteration, operation by operation and, on a GPU, as a graph; its parts; its peak memory in bytes."""
     device = adapter.device
     processing = LogitsProcessing.create(batch, guidance_scale=guidance_scale, top_k=top_k, device=device)

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from circumstances import circumstances
+from gpu_tables import GPU_TABLES
 
 from ablation_tables import ABLATION_TABLES
-from gpu_tables import GPU_TABLES
 from sjd2 import PRESETS
 
 ROOT = Path(__file__).parent.parent

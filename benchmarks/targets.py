@@ -181,7 +181,14 @@ def _ops(results: Mapping[str, Any] | None) -> list[Target]:
     peers = ratios(lambda row: row["whole"] and not definition(row) and not row["implementation"].startswith("sjd2"))
     return [
         _worst("ops", "verify, sliced vocabularies, B = 1: at most 30 µs", small, lambda x: x <= 30, least=False, unit=" µs", sizes=len(SLICED)),
-        _worst("ops", "verify, V from 65,536, flushed: at most 2 × the reading of both logits", large, lambda x: x <= 2, least=False, sizes=3 * len(LARGE)),
+        _worst(
+            "ops",
+            "verify, V from 65,536, flushed: at most 2 × the reading of both logits",
+            large,
+            lambda x: x <= 2,
+            least=False,
+            sizes=3 * len(LARGE),
+        ),
         _worst("ops", "verify: at least 3 × faster than the fastest peer that does the same", peers, lambda x: x >= 3, least=True),
         _worst("ops", "verify: at least 20 × faster than the eager top-k chain", ratios(definition), lambda x: x >= 20, least=True),
         _worst("ops", "sample and denoise, flushed: at least 85 % of the copy rate", moved, lambda x: x >= 0.85, least=True, unit="%"),
@@ -216,7 +223,13 @@ TESTED = (
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
     """All targets, those of the ops first."""
-    found = [*_ops(results.get("fused_ops")), *_engine(results.get("full_size")), *_on_cpu(results.get("cpu")), *_steps(results.get("suite")), *TESTED]
+    found = [
+        *_ops(results.get("fused_ops")),
+        *_engine(results.get("full_size")),
+        *_on_cpu(results.get("cpu")),
+        *_steps(results.get("suite")),
+        *TESTED,
+    ]
     return sorted(found, key=lambda target: target.of != "ops")
 
 

@@ -30,6 +30,7 @@ class Times:
     way: str
 
     def percentile(self, share: float) -> float:
+        """Microseconds that a ``share`` of the calls stayed below."""
         return self.microseconds[int(share * (len(self.microseconds) - 1))]
 
 

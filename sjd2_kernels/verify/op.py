@@ -216,7 +216,7 @@ def verify(
         processing.max_top_k,
         processing.uses_top_p,
         processing.uses_guidance,
-        Rule(rule).value,
+        rule.value if isinstance(rule, Rule) else rule,  # calling Rule is more than PyTorch 2.11 compiles
         drafts,
         q_row,
         None if last is None else last.logits,

@@ -11,9 +11,21 @@ import tables
 
 
 def test_figures_are_those_that_the_tables_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embedded_model, "WINDOWS", (16,))
-    monkeypatch.setattr(embedded_model, "PRESETS", ["ar", "jacobi"])
-    arguments = ["--prompts", "2", "--timed", "2", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "figures.json")]
+    arguments = [
+        "--methods",
+        "ar",
+        "jacobi",
+        "--windows",
+        "16",
+        "--prompts",
+        "2",
+        "--timed",
+        "2",
+        "--work",
+        str(tmp_path / "work"),
+        "-o",
+        str(tmp_path / "figures.json"),
+    ]
     embedded_model.main(arguments)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [(row["method"], row["window"]) for row in figures["compression"]] == [("ar", 1), ("jacobi", 16)]
