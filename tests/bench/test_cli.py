@@ -54,6 +54,21 @@ def test_a_run_writes_table_files_and_plots(place, capsys):
     assert Image.open(place / "out" / "acceptance.png").size > (300, 300)
 
 
+def test_windows_that_find_themselves_and_noise_of_ones_own(place, capsys):
+    command = (*COMMAND[:6], "-o", "out", "--methods", "sjd", "sjd2", "--limit", "2", "--no-plots")
+    assert main(*command, "--window", "auto", "6", "--clean", "0.5", "--levels", "2") == 0
+    out = capsys.readouterr().out
+    assert "sjd, W = auto" in out
+    rows = json.loads((place / "out" / "results.json").read_text())["rows"]
+    assert [(row["method"], row["window"], row["clean"], row["levels"]) for row in rows] == [
+        ("sjd", "auto", None, None), ("sjd", 6, None, None), ("sjd2", "auto", 0.5, 2), ("sjd2", 6, 0.5, 2),
+    ]  # fmt: skip
+    assert all(row["windows"] for row in rows if row["window"] == "auto")
+    with pytest.raises(SystemExit):
+        main(*command, "--window", "wide")
+    assert "argument --window: invalid whole number, or auto, value: 'wide'" in capsys.readouterr().err
+
+
 def test_the_model_that_ships_has_prompts_and_measures_of_its_own(place, capsys):
     assert main("--device", "cpu", "--limit", "1", "--methods", "jacobi", "-o", "out", "--no-plots") == 0
     assert "background_right" in capsys.readouterr().out

@@ -104,10 +104,27 @@ def test_variants_are_every_method_with_every_setting():
     assert labels([variant.to_dict() for variant in found]) == ["ar", "sjd, W = 8", "sjd, W = 16", "sjd++, W = 8", "sjd++, W = 16"]
 
 
+def test_methods_that_denoise_have_clean_slots_and_levels_and_any_but_ar_an_automatic_window():
+    found = variants_of(["ar", "sjd", "sjd2"], windows=["auto", 8], clean=4, levels=3, **SAMPLING)
+    shown = [(variant.method, *(variant.options[name] for name in ("window", "clean", "levels"))) for variant in found]
+    assert shown == [
+        ("ar", 1, None, None),
+        *[(method, window, *own) for method, own in (("sjd", (None, None)), ("sjd2", (4, 3))) for window in ("auto", 8)],
+    ]
+    assert labels([variant.to_dict() for variant in found])[-2:] == ["sjd2, W = auto", "sjd2, W = 8"]
+    denoising = found[-1].preset.denoising
+    assert (denoising.clean, denoising.levels.steps) == (4, 3)
+    assert found[-2].preset.window == PRESETS["sjd2"].window, "where a preset is asked for, its own window stands in"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"methods": []}, "methods: expected at least one"),
+        ({"clean": 4}, "clean: only sjd2 and sjd2-relaxed have one, got 4 for sjd"),
+        ({"levels": 4}, "levels: only sjd2 and sjd2-relaxed have one, got 4 for sjd"),
+        ({"methods": ["sjd2"], "clean": 1.5}, "clean: expected a whole number >= 1, or a share of the window"),
+        ({"methods": ["sjd2"], "levels": 0}, "levels: expected a whole number >= 1, got 0"),
         ({"methods": ["magic"]}, "method: expected one of ar, .*, got 'magic'"),
         ({"methods": ["sjd", "sjd"]}, "methods: expected every method and setting once, got sjd twice"),
         ({"windows": [0]}, "window: expected a whole number >= 1, got 0"),

@@ -104,6 +104,33 @@ def test_every_setting_reaches_the_pipeline_and_a_batch_takes_as_long_as_its_las
     assert (cells[0]["seconds"], cells[0]["forward_seconds"]) == (last.seconds, last.forward_seconds)
 
 
+def test_an_automatic_window_is_looked_for_over_the_cells_and_the_ones_tried_are_told(tmp_path):
+    fresh = generic_pipeline()
+    plan = settings(methods=("ar", "mc-sjd"), windows=("auto",), num_images=2)
+    cells = run_bench(fresh, plan, tmp_path)
+    (chooser,) = fresh._choosers.values()
+    mine = [cell["pictures"][0] for cell in cells if cell["variant"] == 1]
+    assert len(mine) == 6
+    assert {picture["window"] for picture in mine} == set(chooser._seen)
+    assert sum(evidence.forwards for evidence in chooser._seen.values()) == sum(picture["forwards"] for picture in mine)
+    plain, auto = summarise(plan, cells)
+    assert "windows" not in plain
+    assert (auto["window"], auto["windows"]) == ("auto", sorted(chooser._seen))
+
+
+def test_noise_settings_reach_the_pipeline(pipeline, tmp_path, monkeypatch):
+    calls, kind = [], type(pipeline)
+    original = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, prompts, **options: calls.append(options) or original(self, prompts, **options))
+    sampling = {"guidance_scales": [2.0], "temperatures": [1.0], "top_k": 20, "top_p": 1.0}
+    variants = variants_of(("sjd", "sjd2"), windows=[8], clean=0.5, levels=2, **sampling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this model is not tuned for noise
+        run_bench(pipeline, BenchSettings(PROMPTS[:1], tuple(variants)), tmp_path)
+    given = {call["method"]: (call["clean"], call["levels"]) for call in calls}
+    assert given == {"sjd": (None, None), "sjd2": (0.5, 2)}
+
+
 def test_tokens_alone_need_no_decoder_and_make_no_picture(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.adapter, "decode", None)
     with warnings.catch_warnings():

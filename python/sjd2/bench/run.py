@@ -115,6 +115,7 @@ def _run_cell(pipeline: TextToImagePipeline, settings: BenchSettings, variant: V
             {
                 "prompt": report.prompt,
                 "seed": report.seed,
+                "window": report.window,
                 "forwards": report.forwards,
                 "accepted_per_forward": report.accepted_per_forward,
                 "tokens": report.tokens,

@@ -23,7 +23,8 @@ class Variant:
 
     Attributes:
         method: its name in ``sjd2.PRESETS``.
-        options: ``window``, ``initialisation``, ``keep_ratio`` and sampling settings of the pipeline's call.
+        options: ``window`` (a number, or ``auto``), ``initialisation``, ``keep_ratio``, ``clean``, ``levels`` and sampling settings of the pipeline's
+            call.
     """
 
     method: str
@@ -31,8 +32,9 @@ class Variant:
 
     @property
     def preset(self) -> Preset:
-        """The method with its options, as of an untuned model."""
-        return resolve_preset(self.method, **{name: self.options[name] for name in ("window", "initialisation", "keep_ratio")})
+        """The method with its options, as of an untuned model; with a window of ``auto`` its own window stands in."""
+        options = {name: self.options[name] for name in ("initialisation", "keep_ratio", "clean", "levels")}
+        return resolve_preset(self.method, window=None if self.options["window"] == "auto" else self.options["window"], **options)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -47,9 +49,11 @@ class Variant:
 def variants_of(
     methods: Sequence[str],
     *,
-    windows: Sequence[int | None] = (None,),
+    windows: Sequence[int | str | None] = (None,),
     initialisation: str | None = None,
     keep_ratio: float | None = None,
+    clean: int | float | None = None,
+    levels: int | None = None,
     guidance_scales: Sequence[float],
     temperatures: Sequence[float],
     top_k: int,
@@ -58,16 +62,18 @@ def variants_of(
     """Every method at every window, guidance scale and temperature; ``ar`` has one window only.
 
     Args:
-        windows: ``None``: the method's own.
-        initialisation, keep_ratio: of those methods that have one.
+        windows: ``None``: the method's own; ``auto``: what the pipeline finds fastest over the pictures, whose tokens then depend on the machine.
+        initialisation, keep_ratio, clean, levels: of those methods that have one.
 
     Raises:
         ValueError: an unknown method, no method at all, a setting out of its range, or one twice.
     """
     if not methods:
         raise ValueError("methods: expected at least one, got none")
-    if keep_ratio is not None and not _with_keep_ratio() & set(methods):
-        raise ValueError(f"keep_ratio: only {' and '.join(sorted(_with_keep_ratio()))} have one, got {keep_ratio} for {', '.join(methods)}")
+    owners = {"keep_ratio": _with_keep_ratio(), "clean": _that_denoise(), "levels": _that_denoise()}
+    for name, value in {"keep_ratio": keep_ratio, "clean": clean, "levels": levels}.items():
+        if value is not None and not owners[name] & set(methods):
+            raise ValueError(f"{name}: only {' and '.join(sorted(owners[name]))} have one, got {value} for {', '.join(methods)}")
     found = []
     for method, window, scale, temperature in itertools.product(methods, windows, guidance_scales, temperatures):
         plain = resolve_preset(method)
@@ -75,7 +81,9 @@ def variants_of(
         options: dict[str, Any] = {
             "window": window if drafts and window is not None else plain.window,
             "initialisation": initialisation if drafts and initialisation is not None else plain.initialisation,
-            "keep_ratio": keep_ratio if method in _with_keep_ratio() else None,
+            "keep_ratio": keep_ratio if method in owners["keep_ratio"] else None,
+            "clean": clean if method in owners["clean"] else None,
+            "levels": levels if method in owners["levels"] else None,
             "guidance_scale": scale,
             "temperature": temperature,
             "top_k": top_k,
@@ -93,6 +101,10 @@ def variants_of(
 
 def _with_keep_ratio() -> set[str]:
     return {name for name, preset in PRESETS.items() if preset.rule is Rule.KEEP_RATIO}
+
+
+def _that_denoise() -> set[str]:
+    return {name for name, preset in PRESETS.items() if preset.denoising is not None}
 
 
 @dataclass(frozen=True)

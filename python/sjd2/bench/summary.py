@@ -48,11 +48,13 @@ def _row(variant: Variant, cells: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = [cell["seconds"] / len(cell["pictures"]) for cell in cells]
     # CUDA graphs hold whole iterations: there is no time of the forward alone.
     forward = [None if cell["forward_seconds"] is None else cell["forward_seconds"] / len(cell["pictures"]) for cell in cells]
+    tried = {"windows": sorted({picture["window"] for picture in pictures})} if variant.options["window"] == "auto" else {}
     split = [(whole, inside) for whole, inside in zip(seconds, forward, strict=True) if inside is not None]
     return {
         **variant.to_dict(),
         "exact": variant.preset.exact,
         "pictures": len(pictures),
+        **tried,
         "tokens_per_forward": with_interval([len(picture["tokens"]) / picture["forwards"] for picture in pictures]),
         "forwards": with_interval([picture["forwards"] for picture in pictures]),
         "accepted_per_forward": with_interval([picture["accepted_per_forward"] for picture in pictures]),

@@ -12,7 +12,7 @@ from ..plotting import require_matplotlib
 from ..prompt_files import read_prompt_file
 from ..tiny_scenes.prompts import held_out_prompts
 from .model_options import adapter_entries, add_model_options
-from .options import add_method_options, add_picture_options, methods_help
+from .options import add_denoising_options, add_method_options, add_picture_options, methods_help, window
 
 __all__ = ["add_parser"]
 
@@ -51,10 +51,17 @@ def add_parser(commands: Any) -> None:
     add("--prompts", metavar="FILE", help="what to draw, see below (default, for the model that ships with the package: captions of its own)")
     add("--limit", type=int, metavar="N", help="take the first N prompts (default: all of a file, 8 captions)")
     add("--methods", nargs="+", default=["ar", "jacobi", "sjd", "mc-sjd", "sjd2"], metavar="M", help="see below (default: ar jacobi sjd mc-sjd sjd2)")
-    add("--window", type=int, nargs="+", metavar="W", help="drafts per forward of every method but ar (default: each method's own)")
+    add(
+        "--window",
+        type=window,
+        nargs="+",
+        metavar="W",
+        help="drafts per forward of every method but ar (default: each method's own); auto: what proves fastest over the first pictures",
+    )
     add("--guidance-scale", type=float, nargs="+", metavar="S", help="classifier-free guidance; 1 is off (default: the model's)")
     add("--temperature", type=float, nargs="+", metavar="T", help="0 is greedy (default: the model's)")
     add_method_options(parser)
+    add_denoising_options(parser)
     add_picture_options(parser)
     add_model_options(parser)
     add("--seed", type=int, default=0, metavar="N", help="of the first picture, for every method; the next one's is one higher (default: 0)")
@@ -117,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
                 windows=options.window or [None],
                 initialisation=options.initialisation,
                 keep_ratio=options.keep_ratio,
+                clean=options.clean,
+                levels=options.levels,
                 guidance_scales=options.guidance_scale or [defaults.guidance_scale],
                 temperatures=options.temperature or [defaults.temperature],
                 top_k=defaults.top_k if options.top_k is None else options.top_k,

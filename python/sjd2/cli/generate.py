@@ -12,7 +12,7 @@ from ..files import write_atomically
 from ..pipeline import PipelineOutput, TextToImagePipeline
 from ..tracing import Recorder, traces_of
 from .model_options import adapter_entries, add_model_options
-from .options import add_denoising_options, add_method_options, add_picture_options, methods_help
+from .options import add_denoising_options, add_method_options, add_picture_options, methods_help, window
 from .output import PictureFiles, checked_json_path, trace_paths
 
 __all__ = ["add_parser"]
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     add("--method", default="mc-sjd", metavar="M", help="see below (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the first picture; the next one's is one higher (default: 0)")
     add("--num-images", type=int, default=1, metavar="B", help="pictures of every prompt (default: 1)")
-    add("--window", type=_window, metavar="W", help="drafts per forward (default: the method's); auto: what proves fastest over the first pictures")
+    add("--window", type=window, metavar="W", help="drafts per forward (default: the method's); auto: what proves fastest over the first pictures")
     add("--guidance-scale", type=float, metavar="S", help="classifier-free guidance; 1 is off")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
     add_method_options(parser)
@@ -53,13 +53,6 @@ def add_parser(commands: Any) -> None:
     add("--trace", metavar="FILE", help="write what every forward committed and drafted, for `sjd2 plot`; one .npz file per picture")
     add("--quiet", action="store_true", help="no progress bar, no report")
     parser.set_defaults(run=run)
-
-
-def _window(value: str) -> int | str:
-    return value if value == "auto" else int(value)
-
-
-_window.__name__ = "whole number, or auto,"  # what argparse calls a value that is neither
 
 
 def run(options: argparse.Namespace) -> int:

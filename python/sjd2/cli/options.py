@@ -8,7 +8,15 @@ from ..attention import ATTENTIONS
 from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 
-__all__ = ["add_denoising_options", "add_method_options", "add_picture_options", "methods_help"]
+__all__ = ["add_denoising_options", "add_method_options", "add_picture_options", "methods_help", "window"]
+
+
+def window(value: str) -> int | str:
+    """A number of drafts, or ``auto``."""
+    return value if value == "auto" else int(value)
+
+
+window.__name__ = "whole number, or auto,"  # what argparse calls a value that is neither
 
 
 def methods_help() -> str:
