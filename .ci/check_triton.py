@@ -147,6 +147,8 @@ def configurations(target: str) -> list[tuple]:
         _call_verify(vocab, Rule.COUPLED)
     for vocab, rule in itertools.product((1_000, 184_622), Rule):
         _call_verify(vocab, rule)
+    for vocab, batch, rule in itertools.product((1, 3), (1, 1_000), Rule):  # short rows, which share programs
+        _call_verify(vocab, rule, batch=batch, window=3, dtype=torch.float32, uncond=vocab > 1, allowed=vocab > 1, top_p=False)
     for feature in ("uncond", "allowed", "last", "top_k", "top_p"):
         _call_verify(8_192, Rule.COUPLED, **{feature: False})
         _call_verify(184_622, Rule.COUPLED, **{feature: False})

@@ -144,7 +144,7 @@ def draft_probability(
     q = tl.where(usable & (source == Q_UNIFORM)[:, None], tl.exp(uniform_log)[:, None], 0.0)
     q = tl.where((source == Q_POINT)[:, None] & (ids == draft[:, None]), 1.0, q)
     if HAS_LAST:
-        slot = tl.where(source >= 0, source, 0)
+        slot = tl.maximum(source, 0)  # a select on the sign is more than Triton 3.6 compiles where short rows share a program
         from_last = mask & (source >= 0)[:, None]
         last_row = b * W + slot
         rows = source >= 0

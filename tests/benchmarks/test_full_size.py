@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 
 import full_size
 import iterations
@@ -10,8 +12,14 @@ import pytest
 import torch
 from small_models import emu3, janus, lumina
 
+from sjd2.cache import CACHES
+from sjd2.decoding import PRESETS, Prompt, TokenLayout
 from sjd2.decoding.graphs import Eager
+from sjd2.decoding.loop import iterate
+from sjd2.decoding.state import Plan, begin
+from sjd2.denoising.window import Denoiser
 from sjd2_kernels import LogitsProcessing
+from support.no_host import FromTheHost
 from support.tape import Tape
 
 ARGUMENTS = ["--windows", "1", "4", "--batches", "1", "2", "--iterations", "3", "--device", "cpu"]
@@ -124,3 +132,31 @@ def test_every_iteration_begins_at_the_same_place():
     before, after = places[::2], places[1::2]
     assert before == [([4 + 11] * 4, [11, 11], [11, 11])] * 6
     assert all(lengths[0] > 15 and committed[0] > 11 and remaining[0] < 11 for lengths, committed, remaining in after)
+
+
+@pytest.mark.parametrize(("build", "start"), [(emu3, 20), (lumina, 4), (janus, 0)])
+@pytest.mark.parametrize("method", ["ar", "mc-sjd", "sjd2"])
+def test_an_iteration_of_a_published_architecture_asks_nothing_of_the_host(build, start, method):
+    """What ``tests/decoder/test_no_host.py`` says of a Llama, said of these forwards: a CUDA graph can hold them."""
+    adapter = full_size.with_weights(build(), start, "cpu", torch.bfloat16)
+    adapter.model.to("meta")
+    adapter._vocabulary_ids = adapter._vocabulary_ids.to("meta")
+    batch, count, preset, device = 2, 24, PRESETS[method], torch.device("meta")
+    preset = preset if method == "ar" else replace(preset, window=8)
+
+    def rows(value: int, *shape: int) -> torch.Tensor:
+        return torch.full(shape, value, device=device)
+
+    layout = TokenLayout(rows(-1, batch, count), rows(count, batch), row_stride=6)
+    processing = LogitsProcessing.create(batch, guidance_scale=3.0, top_k=20, device=device)
+    plan = Plan(adapter, layout, processing, preset, rows(0, batch), guided=True, structural=True, cache=CACHES["ragged"], compact=False)
+    if preset.denoising is not None:
+        plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, adapter, device, structural=True))
+    prompt = Prompt(torch.zeros(2 * batch, 5, 32, dtype=torch.bfloat16, device=device), rows(5, 2 * batch))
+    with torch.inference_mode():
+        state, cache = begin(plan, prompt, nullcontext(), capacity=5 + count + preset.window + 10)
+        iterate(plan, state, cache, nullcontext())  # the first one fills what models and caches keep
+        with FromTheHost() as copies:
+            for _ in range(2):
+                iterate(plan, state, cache, nullcontext())
+    assert copies.seen == []

@@ -11,8 +11,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from sjd2.attention import ATTENTIONS, interface
@@ -23,32 +21,9 @@ from sjd2.decoding.state import Plan, begin
 from sjd2.denoising.window import Denoiser
 from sjd2_kernels import LogitsProcessing, window_attention
 from support.llama import random_llama, sliced
+from support.no_host import FromTheHost
 
 BATCH, COUNT, WINDOW, WIDTH = 3, 24, 8, 5
-
-
-class FromTheHost(TorchDispatchMode):
-    """Writes down every operation that is given a tensor on the CPU, and every tensor made of Python's numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __enter__(self):
-        self.patches = pytest.MonkeyPatch()
-        for name in ("tensor", "as_tensor"):
-            make = getattr(torch, name)
-            self.patches.setattr(torch, name, lambda *args, make=make, **kwargs: self.seen.append(f"torch.{make.__name__}") or make(*args, **kwargs))
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.patches.undo()
-        return super().__exit__(*error)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves((args, kwargs or {}))):
-            self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def prepared(preset, cache="ragged", *, attention="model", structural=True, places=None):
