@@ -37,8 +37,9 @@ EMBEDDED = ("benchmarks/embedded_model.py", "--work", "{scratch}", "-o", "{out}/
 
 
 def _pytest(*arguments: str, processes: int = 1) -> tuple[str, ...]:
+    """Every test on a line, so that the log of a step that is cut off says how far it came."""
     spread = ("-n", str(processes)) if processes > 1 and find_spec("xdist") else ()
-    return (PYTEST, "-q", *spread, "-m", "not full", *arguments)
+    return (PYTEST, "-v", *spread, "-m", "not full", *arguments)
 
 
 def _benchmark(script: str, device: str, *arguments: str) -> tuple[str, ...]:
@@ -50,29 +51,23 @@ def _compile(vocabularies: str, rules_at: str = "", compiled_at: str = "") -> tu
 
 
 def on_gpu() -> tuple[Stage, ...]:
-    """Tests and compilers side by side, for they need cores; what is timed by itself, in the order of its worth."""
+    """What needs the GPU for being right, and compilers, side by side; what is timed by itself; last all other tests, which CI runs without a GPU."""
     few = (("HYPOTHESIS_PROFILE", "few"),)
     tests: Stage = (
-        Step("kernel tests", _pytest("tests/fused", "tests/kv_cache", processes=4), 230, environment=few),
+        Step("kernel tests", _pytest("tests/fused", "tests/kv_cache", "tests/decoder/test_graphs.py", processes=5), 200, environment=few),
         Step(
             "law tests on the GPU",
             _pytest("tests/law/test_law.py", "tests/law/test_rows_alone.py", processes=3),
-            230,
+            200,
             environment=(("SJD2_TEST_DEVICE", "cuda"),),
         ),
-        Step(
-            "other tests",
-            _pytest("tests", "--ignore=tests/fused", "--ignore=tests/kv_cache", processes=6),
-            230,
-            environment=(("OMP_NUM_THREADS", "1"), *few),
-        ),
-        Step("memcheck", (*SANITIZER, "memcheck", PYTEST, "-q", "tests/kv_cache/test_cuda.py"), 230, needs="compute-sanitizer", environment=few),
-        Step("racecheck", (*SANITIZER, "racecheck", PYTEST, "-q", "tests/kv_cache/test_cuda.py"), 230, needs="compute-sanitizer", environment=few),
+        Step("memcheck", (*SANITIZER, "memcheck", PYTEST, "-q", "tests/kv_cache/test_cuda.py"), 200, needs="compute-sanitizer", environment=few),
+        Step("racecheck", (*SANITIZER, "racecheck", PYTEST, "-q", "tests/kv_cache/test_cuda.py"), 200, needs="compute-sanitizer", environment=few),
         # What the fused ops' step runs, compiled ahead of it, each part for some of the sizes.
         Step(
             "compile kernels",
             _benchmark("fused_ops.py", "cuda", "--compile-only"),
-            230,
+            200,
             parts=(
                 _compile("1000 16384 32768"),
                 _compile("8192", rules_at="8192"),
@@ -91,6 +86,12 @@ def on_gpu() -> tuple[Stage, ...]:
             (PYTHON, *EMBEDDED, "--device", "cuda", "--methods", "ar", "mc-sjd", "sjd2", "--windows", "32", "64", "--prompts", "8", "--timed", "2"),
             90,
         ),
+        Step(
+            "other tests",
+            _pytest("tests", "--ignore=tests/fused", "--ignore=tests/kv_cache", processes=14),
+            300,
+            environment=(("OMP_NUM_THREADS", "1"), *few),
+        ),
     )
     return ((INSTALL,), (INFO,), tests, *((step,) for step in timed))
 
@@ -100,7 +101,6 @@ def on_cpu() -> tuple[Stage, ...]:
     tests: Stage = (
         Step("kernel tests", _pytest("tests/fused/test_denoise.py", "tests/fused/test_random.py"), 120, environment=(("TRITON_INTERPRET", "1"),)),
         Step("law tests on the GPU", _pytest("tests/law/test_slot_rules.py"), 120),
-        Step("other tests", _pytest("tests/ops/test_backends.py", "tests/kv_cache/test_cuda.py"), 120),
         *(
             Step(tool, (*SANITIZER, tool, PYTEST, "-q", "tests/kv_cache/test_cuda.py"), 120, needs="compute-sanitizer")
             for tool in ("memcheck", "racecheck")
@@ -124,6 +124,7 @@ def on_cpu() -> tuple[Stage, ...]:
             (PYTHON, *EMBEDDED, "--device", "cpu", "--methods", "ar", "jacobi", "--windows", "16", "--prompts", "2", "--timed", "1"),
             120,
         ),
+        Step("other tests", _pytest("tests/ops/test_backends.py", "tests/kv_cache/test_cuda.py"), 120),
     )  # fmt: skip
     return ((INSTALL,), (INFO,), tests, *((step,) for step in timed))
 

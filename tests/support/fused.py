@@ -13,7 +13,11 @@ from .margins import TOLERANCE, nucleus_margin, sample_margin, verify_margin
 def to(value, device):
     """Tensors, and records of tensors, moved to ``device`` with their strides."""
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        if value.device == torch.device(device):
+            return value
+        # `Tensor.to` would make what is not dense contiguous.
+        storage = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).to(device).untyped_storage()
+        return torch.empty(0, dtype=value.dtype, device=device).set_(storage, value.storage_offset(), value.shape, value.stride())
     if isinstance(value, LastForward):
         return LastForward(
             to(value.logits, device), to(value.logits_uncond, device), type(value.statistics)(*(to(v, device) for v in value.statistics))
