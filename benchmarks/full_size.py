@@ -181,11 +181,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="small models of the same architectures, which only show that everything runs")
     parser.add_argument("--windows", nargs="+", type=int, default=WINDOWS, help="1 is AR (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, help="images decoded together (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=10, help="that are timed, of each kind (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=6, help="that are timed, of each kind (default: %(default)s)")
     parser.add_argument(
         "--end-to-end", type=int, default=0, metavar="N", help="decode an image, too, that commits N tokens with every forward (default: none)"
     )
-    parser.add_argument("--most", type=int, default=2400, help="tokens of such an image at most (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=1200, help="tokens of such an image at most (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)

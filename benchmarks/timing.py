@@ -15,7 +15,7 @@ import torch
 from sjd2.decoding.graphs import record_cuda_graph
 
 #: Seconds that all repeats of one call may take together, about.
-BUDGET = 0.4
+BUDGET = 0.2
 #: Microseconds below which a call is recorded several times in a row, and how often at most.
 SHORT, IN_A_ROW = 200, 10
 
