@@ -53,8 +53,8 @@ def _compile(vocabularies: str, rules_at: str = "", compiled_at: str = "") -> tu
 def on_gpu() -> tuple[Stage, ...]:
     """What needs the GPU for being right, and compilers, side by side; what is timed by itself; last all other tests, which CI runs, too.
 
-    Limits leave room. Expected on an H100 with 16 cores, in seconds: install 70, tests 130 (some 200 kernels are compiled), full size 135 (54 shapes at
-    about 1.5, six images at about 5, three models at 8), fused ops 60, KV cache 20, embedded model 45, other tests 90: ten minutes.
+    Limits leave room. Estimated for an H100 with 16 cores, in seconds: install 70, tests 130 (some 200 kernels are compiled), full size 135 (54
+    shapes at about 1.5, six images at about 5, three models at 8), fused ops 60, KV cache 20, embedded model 45, other tests 90: ten minutes.
     """
     few = (("HYPOTHESIS_PROFILE", "few"),)
     tests: Stage = (
