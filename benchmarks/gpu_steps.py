@@ -54,7 +54,8 @@ def on_gpu() -> tuple[Stage, ...]:
     """What needs the GPU for being right, and compilers, side by side; what is timed by itself; last all other tests, which CI runs, too.
 
     Limits leave room. Estimated for an H100 with 16 cores, in seconds: install 70, tests 130 (some 200 kernels are compiled), full size 135 (54
-    shapes at about 1.5, six images at about 5, three models at 8), fused ops 60, KV cache 20, embedded model 45, other tests 90: ten minutes.
+    shapes at about 1.5, six images at about 5, three models at 8), fused ops 60, window attention 30,
+    KV cache 20, embedded model 45, other tests with what is left.
     """
     few = (("HYPOTHESIS_PROFILE", "few"),)
     tests: Stage = (
@@ -83,7 +84,8 @@ def on_gpu() -> tuple[Stage, ...]:
     )
     timed = (
         Step("full size", _benchmark("full_size.py", "cuda", "--end-to-end", "4", "-o", "{out}/full_size.json"), 220),
-        Step("fused ops", _benchmark("fused_ops.py", "cuda", "-o", "{out}/fused_ops.json", "--csv", "{out}/fused_ops.csv"), 150),
+        Step("fused ops", _benchmark("fused_ops.py", "cuda", "-o", "{out}/fused_ops.json"), 150),
+        Step("window attention", _benchmark("window_attention.py", "cuda", "--window", "1", "64", "-o", "{out}/window_attention.json"), 60),
         Step("kv cache", _benchmark("kv_cache.py", "cuda", "--rows", "2", "-o", "{out}/kv_cache.json"), 60),
         Step(
             "embedded model",
@@ -121,7 +123,8 @@ def on_cpu() -> tuple[Stage, ...]:
             ),
             120,
         ),
-        Step("fused ops", _benchmark("fused_ops.py", "cpu", *small, "-o", "{out}/fused_ops.json", "--csv", "{out}/fused_ops.csv"), 120),
+        Step("fused ops", _benchmark("fused_ops.py", "cpu", *small, "-o", "{out}/fused_ops.json"), 120),
+        Step("window attention", _benchmark("window_attention.py", "cpu", "--repeats", "2", "-o", "{out}/window_attention.json"), 120),
         Step("kv cache", _benchmark("kv_cache.py", "cpu", "--layers", "1", "--repeats", "2", "-o", "{out}/kv_cache.json"), 120),
         Step(
             "embedded model",

@@ -19,6 +19,7 @@ from model_sizes import Size
 from timing import call_times
 
 from sjd2.adapters.causal_lm import SlicedCausalLM
+from sjd2.attention import choose_attention
 from sjd2.bench.memory import PeakMemory
 from sjd2.cache import CACHES, RaggedCache
 from sjd2.decoding import Preset, TokenLayout
@@ -96,7 +97,10 @@ class Halfway:
         seeds = torch.arange(batch, device=device)
         plan = Plan(adapter, layout, processing, preset, seeds, guided=True, structural=structural, cache=CACHES["ragged"], compact=False)
         prompt = adapter.prompt_from_ids(words(adapter, size, batch).tolist())
-        state, cache = begin(plan, prompt, nullcontext(), capacity=size.prompt - 1 + count + preset.window)
+        capacity = size.prompt - 1 + count + preset.window
+        state, cache = begin(plan, prompt, nullcontext(), capacity=capacity)
+        sizes = {"rows": 2 * batch, "inputs": preset.window, "columns": capacity, "timesteps": 0}
+        cache.attention = choose_attention("auto", adapter.attention_shape, device, **sizes)
         place = count // 2
         # Not in place: these begin as the same tensors as others.
         state.committed, state.remaining = torch.full_like(lengths, place), lengths - place
@@ -189,7 +193,11 @@ def timed(adapter: SlicedCausalLM, size: Size, preset: Preset, batch: int, itera
     with torch.inference_mode():
         halfway = Halfway.of(adapter, size, preset, batch, processing)
         with PeakMemory(device) as memory:
-            figures: dict[str, Any] = {"columns": halfway.columns, "eager_milliseconds": _medians(halfway, Eager(), iterations)}
+            figures: dict[str, Any] = {
+                "columns": halfway.columns,
+                "attention": halfway.cache.attention,
+                "eager_milliseconds": _medians(halfway, Eager(), iterations),
+            }
         figures |= {"peak_bytes": memory.bytes, "milliseconds": figures["eager_milliseconds"], "split": None}
         append = _appends(halfway)
         clock, few = Clock(device), max(3, iterations // 2)

@@ -14,6 +14,9 @@ import gpu_suite
 import pytest
 from gpu_steps import Step
 
+#: Steps that time something; their results are files of these names.
+TIMED = ("full size", "fused ops", "window attention", "kv cache", "embedded model")
+
 
 def suite(out: Path, *arguments: str) -> tuple[int, dict]:
     code = gpu_suite.main([str(out), "--device", "cpu", *arguments])
@@ -107,7 +110,7 @@ def test_both_kinds_have_the_same_steps_and_name_files_that_are_there(device):
             if word.startswith(("tests/", "benchmarks/")):
                 assert (gpu_suite.ROOT / word).exists(), word
     # What is timed is timed by itself.
-    assert all(len(stage) == 1 for stage in gpu_steps.STAGES[device]() if stage[0].name in ("full size", "fused ops", "kv cache", "embedded model"))
+    assert all(len(stage) == 1 for stage in gpu_steps.STAGES[device]() if stage[0].name in TIMED)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -126,7 +129,7 @@ def test_the_scripts_take_the_arguments_of_their_steps(device, monkeypatch, caps
                 module.main()
             assert ended.value.code == 0, capsys.readouterr().err
         seen.add(module.__name__)
-    assert seen == {"embedded_model", "full_size", "fused_ops", "kv_cache"}
+    assert seen == {name.replace(" ", "_") for name in TIMED}
 
 
 @pytest.mark.full
@@ -137,6 +140,6 @@ def test_the_whole_suite_on_a_cpu(tmp_path):
     outcomes = {name: step["outcome"] for name, step in report["steps"].items()}
     assert list(outcomes) == [name for name in gpu_steps.NAMES if name != "install"]
     assert {name for name, outcome in outcomes.items() if outcome != "passed"} <= {"memcheck", "racecheck"}
-    for name in ("full_size", "fused_ops", "kv_cache", "embedded_model"):
-        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["conditions"]["commit"]
-    assert len(list((tmp_path / "out").iterdir())) == 8
+    for name in TIMED:
+        assert json.loads((tmp_path / "out" / f"{name.replace(' ', '_')}.json").read_text())["conditions"]["commit"]
+    assert len(list((tmp_path / "out").iterdir())) == len(TIMED) + 3, "and conditions, logs and summary"
