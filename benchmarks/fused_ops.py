@@ -28,7 +28,6 @@ from conditions import conditions
 from sjd2.files import write_atomically
 from sjd2_kernels import Purpose, Rule
 from sjd2_kernels.compiled import sampling_backends
-from sjd2_kernels.fused import fused_backends
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -118,7 +117,7 @@ def denoise_entrants(inputs: NoisyInputs) -> Entrants:
     wanted = inputs.denoise("torch").float()
     found = Entrants([Contender("definition (eager PyTorch)", lambda: inputs.denoise("torch"), lambda: True)], [])
     close = {"rtol": 2**-7, "atol": 1e-3}
-    for name, why in _backends(fused_backends(inputs.embeds, inputs.weight)):
+    for name, why in _backends(sampling_backends(inputs.embeds, inputs.weight)):
         if why is None:
             found.able.append(
                 Contender(

@@ -13,7 +13,6 @@ from op_inputs import NoisyInputs, Window
 
 from sjd2_kernels import Purpose, Rule
 from sjd2_kernels.compiled import sampling_backends
-from sjd2_kernels.fused import fused_backends
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -32,14 +31,8 @@ def able(backend: str, obstacles: dict[str, str | None], device: torch.device) -
 
 @pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request, device) -> str:
-    """A back-end of ``verify`` and ``sample``."""
+    """A back-end of ``verify``, ``sample`` and ``denoise``."""
     return able(request.param, sampling_backends(torch.empty(0, dtype=torch.bfloat16, device=device)), device)
-
-
-@pytest.fixture(params=["torch", "triton"])
-def denoise_backend(request, device) -> str:
-    """A back-end of ``denoise``."""
-    return able(request.param, fused_backends(torch.empty(0, device=device)), device)
 
 
 @pytest.fixture
@@ -69,6 +62,6 @@ def test_sample(benchmark, window, device, backend, purpose):
     timed(benchmark, lambda: window.sample(purpose, backend), device, window.floor)
 
 
-def test_denoise(benchmark, small, device, denoise_backend):
+def test_denoise(benchmark, small, device, backend):
     inputs = NoisyInputs(1, 4, 40, device, vocab=50) if small else NoisyInputs(1, 32, 4096, device)
-    timed(benchmark, lambda: inputs.denoise(denoise_backend), device, inputs.floor)
+    timed(benchmark, lambda: inputs.denoise(backend), device, inputs.floor)

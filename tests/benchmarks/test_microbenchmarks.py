@@ -28,7 +28,8 @@ def passed(root: Path, *selection: str, **environment: str) -> list[str]:
 def test_every_microbenchmark_runs(request):
     names = passed(request.config.rootpath)
     backends = ["torch"] if obstacle("cpu") else ["torch", "cpp"]
-    wanted = [f"test_{op}[cpu-{backend}-" for op in ("verify", "sample") for backend in backends] + ["test_denoise[cpu-torch]"]
+    wanted = [f"test_{op}[cpu-{backend}-" for op in ("verify", "sample") for backend in backends]
+    wanted += [f"test_denoise[cpu-{backend}]" for backend in backends]
     for start in wanted:
         assert any(name.startswith(start) for name in names), start
     assert sum(name.startswith("test_workload[") for name in names) >= 5
