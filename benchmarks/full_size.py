@@ -110,11 +110,13 @@ def _sized(name: str) -> tuple[Size, int]:
 
 
 def _attempt(place: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row, or why there is none: what is wrong with one shape does not end the others."""
+    """A row, or why there is none: what is wrong with one shape does not end the others, and its cache does not outlive it."""
     try:
         return place | work()
     except Exception as error:
         return place | {"not run": _reason(error)}
+    finally:
+        gc.collect()
 
 
 def _reason(error: Exception) -> str:
@@ -168,7 +170,9 @@ def measure(name: str, device: str, dtype: torch.dtype, options: argparse.Namesp
     except torch.OutOfMemoryError as error:
         yield {"model": name, "not run": _reason(error)}
     else:
+        gc.freeze()  # what is there by now is not looked through after every row
         yield from _rows(adapter, name, size, options)
+        gc.unfreeze()
         del adapter
     gc.collect()
     if device.startswith("cuda"):
