@@ -27,7 +27,7 @@ from timing import call_times, copy_rate
 from conditions import conditions
 from sjd2.files import write_atomically
 from sjd2_kernels import Purpose, Rule
-from sjd2_kernels.compiled import sampling_backends
+from sjd2_kernels.compiled import op_backends
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -75,7 +75,7 @@ def verify_entrants(window: Window, rule: Rule, device: torch.device) -> Entrant
     """The definition, our back-ends, and the peers."""
     wanted = window.definition(rule)
     found = Entrants([Contender("definition (eager PyTorch)", lambda: window.definition(rule), lambda: True)], [])
-    for name, why in _backends(sampling_backends(window.logits)):
+    for name, why in _backends(op_backends(window.logits)):
         if why is not None:
             found.unable.append((f"sjd2 {name}", why))
             continue
@@ -99,7 +99,7 @@ def verify_entrants(window: Window, rule: Rule, device: torch.device) -> Entrant
 def sample_entrants(window: Window, purpose: Purpose) -> Entrants:
     wanted = window.sample(purpose, "torch")
     found = Entrants([Contender("definition (eager PyTorch)", lambda: window.sample(purpose, "torch"), lambda: True)], [])
-    for name, why in _backends(sampling_backends(window.logits)):
+    for name, why in _backends(op_backends(window.logits)):
         if why is None:
             found.able.append(
                 Contender(
@@ -117,7 +117,7 @@ def denoise_entrants(inputs: NoisyInputs) -> Entrants:
     wanted = inputs.denoise("torch").float()
     found = Entrants([Contender("definition (eager PyTorch)", lambda: inputs.denoise("torch"), lambda: True)], [])
     close = {"rtol": 2**-7, "atol": 1e-3}
-    for name, why in _backends(sampling_backends(inputs.embeds, inputs.weight)):
+    for name, why in _backends(op_backends(inputs.embeds, inputs.weight)):
         if why is None:
             found.able.append(
                 Contender(

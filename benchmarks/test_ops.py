@@ -12,7 +12,7 @@ import torch
 from op_inputs import NoisyInputs, Window
 
 from sjd2_kernels import Purpose, Rule
-from sjd2_kernels.compiled import sampling_backends
+from sjd2_kernels.compiled import op_backends
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -32,7 +32,7 @@ def able(backend: str, obstacles: dict[str, str | None], device: torch.device) -
 @pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request, device) -> str:
     """A back-end of ``verify``, ``sample`` and ``denoise``."""
-    return able(request.param, sampling_backends(torch.empty(0, dtype=torch.bfloat16, device=device)), device)
+    return able(request.param, op_backends(torch.empty(0, dtype=torch.bfloat16, device=device)), device)
 
 
 @pytest.fixture

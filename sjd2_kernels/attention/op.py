@@ -6,7 +6,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..fused import triton_obstacle
+from ..fused import fused_backends, triton_obstacle
 from .reference import window_attention_reference
 
 __all__ = ["attention_obstacle", "window_attention"]
@@ -121,7 +121,5 @@ def window_attention(
         if levels.ndim != 2 or levels.shape[0] != rows or levels.shape[1] > inputs:
             raise ValueError(f"levels: expected shape ({rows}, W) with W <= {inputs}, got {tuple(levels.shape)}")
         check_integer("levels", levels)
-    obstacle = attention_obstacle(query, keys)
-    candidates = {"triton": obstacle, "torch": None} if query.device.type == "cuda" else {"torch": None, "triton": obstacle}
-    chosen = resolve_backend("window_attention", backend, candidates)
+    chosen = resolve_backend("window_attention", backend, fused_backends(query, keys, obstacle=attention_obstacle(query, keys)))
     return torch.ops.sjd2.window_attention(query, keys, values, lengths, levels, block_table, width**-0.5 if scale is None else scale, chosen)

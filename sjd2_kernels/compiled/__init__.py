@@ -1,6 +1,6 @@
-"""The compiled module ``sjd2_kernels._C`` (C++ and CUDA, without PyTorch): whether it is there, and what its ``verify`` and ``sample`` can take.
+"""The compiled module ``sjd2_kernels._C`` (C++ and CUDA, without PyTorch): whether it is there, and what tensors it can take.
 
-Its cache ops are called from ``kv_cache/native.py``, the others from ``sampling.py`` here.
+Its cache ops are called from ``kv_cache/native.py``, the others from ``sampling.py`` and ``denoising.py`` here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from ..fused import triton_obstacle
 
-__all__ = ["describe", "module", "obstacle", "sampling_backends"]
+__all__ = ["describe", "module", "obstacle", "op_backends"]
 
 module: ModuleType | None
 try:
@@ -41,9 +41,9 @@ def describe() -> str:
     return f"{module.compiler}, " + (f"CUDA {module.cuda_version} for {module.cuda_architectures}" if module.cuda_version else "no CUDA")
 
 
-def _sampling_obstacle(*logits: torch.Tensor) -> str | None:
-    """Why ``verify`` and ``sample`` of the module cannot run on ``logits``."""
-    for tensor in logits:
+def _cpu_obstacle(*tensors: torch.Tensor) -> str | None:
+    """Why the module's ``verify``, ``sample`` and ``denoise`` cannot run on ``tensors``."""
+    for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"it works on a CPU, and a tensor is on {tensor.device.type}"
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -51,8 +51,8 @@ def _sampling_obstacle(*logits: torch.Tensor) -> str | None:
     return obstacle("cpu")
 
 
-def sampling_backends(*logits: torch.Tensor) -> dict[str, str | None]:
-    """Back-ends of ``verify`` and ``sample`` for ``resolve_backend``: Triton kernels first on a GPU, compiled code on a CPU."""
-    obstacles = {"triton": triton_obstacle(*logits), "cpp": _sampling_obstacle(*logits), "torch": None}
-    order = ("triton", "torch", "cpp") if logits[0].device.type == "cuda" else ("cpp", "torch", "triton")
+def op_backends(*tensors: torch.Tensor) -> dict[str, str | None]:
+    """Back-ends of ``verify``, ``sample`` and ``denoise`` for ``resolve_backend``: Triton kernels first on a GPU, compiled code on a CPU."""
+    obstacles = {"triton": triton_obstacle(*tensors), "cpp": _cpu_obstacle(*tensors), "torch": None}
+    order = ("triton", "torch", "cpp") if tensors[0].device.type == "cuda" else ("cpp", "torch", "triton")
     return {name: obstacles[name] for name in order}

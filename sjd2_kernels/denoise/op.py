@@ -6,7 +6,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..compiled import sampling_backends
+from ..compiled import op_backends
 from .reference import denoise_reference
 
 __all__ = ["denoise"]
@@ -141,5 +141,5 @@ def denoise(
     ):
         check_shape(name, tensor, shape)
         check_integer(name, tensor)
-    chosen = resolve_backend("denoise", backend, sampling_backends(embeds, weight))
+    chosen = resolve_backend("denoise", backend, op_backends(embeds, weight))
     return torch.ops.sjd2.denoise(embeds, weight, mean, std, tokens, committed, levels, next_levels, seeds, position, chosen)

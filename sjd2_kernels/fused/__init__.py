@@ -30,9 +30,12 @@ def triton_obstacle(*tensors: torch.Tensor) -> str | None:
     return None
 
 
-def fused_backends(*tensors: torch.Tensor) -> dict[str, str | None]:
-    """The back-ends of an op with a definition and Triton kernels, for ``resolve_backend``: kernels first on a GPU, the definition elsewhere."""
-    obstacle = triton_obstacle(*tensors)
+def fused_backends(*tensors: torch.Tensor, obstacle: str | None = None) -> dict[str, str | None]:
+    """The back-ends of an op with a definition and Triton kernels, for ``resolve_backend``: kernels first on a GPU, the definition elsewhere.
+
+    ``obstacle`` is a reason of the op's own why its kernels cannot run.
+    """
+    obstacle = obstacle or triton_obstacle(*tensors)
     if tensors[0].device.type == "cuda":
         return {"triton": obstacle, "torch": None}
     return {"torch": None, "triton": obstacle}

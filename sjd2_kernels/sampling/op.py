@@ -6,7 +6,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..compiled import sampling_backends
+from ..compiled import op_backends
 from ..processing import LogitsProcessing, log_probabilities, row_statistics, scaled_logits
 from ..random import Purpose, gumbel_noise, uniforms
 from .inverse_cdf import inverse_cdf
@@ -158,5 +158,5 @@ def sample(
         iteration,
         position,
         int(purpose),
-        resolve_backend("sample", backend, sampling_backends(logits)),
+        resolve_backend("sample", backend, op_backends(logits)),
     )

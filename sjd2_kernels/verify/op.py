@@ -9,7 +9,7 @@ import torch
 
 from ..backends import resolve_backend
 from ..checks import check_integer, check_shape
-from ..compiled import sampling_backends
+from ..compiled import op_backends
 from ..processing import LogitsProcessing, RowStatistics
 from .records import LastForward, Rule, Verification
 from .reference import verify_reference
@@ -203,7 +203,7 @@ def verify(
             check_shape("last.logits_uncond", last.logits_uncond, logits.shape)
         elif processing.uses_guidance:
             raise ValueError(f"last.logits_uncond: expected shape {tuple(logits.shape)}, because guidance_scale is not 1, got None")
-    chosen = resolve_backend("verify", backend, sampling_backends(logits, *(() if last is None else (last.logits,))))
+    chosen = resolve_backend("verify", backend, op_backends(logits, *(() if last is None else (last.logits,))))
     statistics = (None, None, None) if last is None else tuple(last.statistics)
     tokens, kept, committed, threshold, cut, logsumexp, invalid = torch.ops.sjd2.verify(
         logits,

@@ -12,7 +12,7 @@ import torch
 
 import sjd2_kernels
 from sjd2_kernels.backends import resolve_backend
-from sjd2_kernels.compiled import describe, obstacle, sampling_backends
+from sjd2_kernels.compiled import describe, obstacle, op_backends
 
 from ..attention import ATTENTIONS, AttentionShape
 from ..attention.interface import obstacle as obstacle_of_attention
@@ -59,8 +59,8 @@ def collect() -> dict[str, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     like = torch.empty(0, device=device)
     # `verify` speaks for `sample`.
-    facts["verify"] = _backends("verify", sampling_backends(like))
-    facts["denoise"] = _backends("denoise", sampling_backends(like))
+    facts["verify"] = _backends("verify", op_backends(like))
+    facts["denoise"] = _backends("denoise", op_backends(like))
     facts["attention"] = _attentions(torch.device(device))
     facts["kv cache"] = _backends("kv_append", {"native": obstacle(device), "torch": None})
     facts["native code"] = describe()
