@@ -72,6 +72,7 @@ def add_parser(commands: Any) -> None:
     drafts.add_argument("--first", type=int, metavar="N", help="images recorded before the first step (default: 256)")
     drafts.add_argument("--renewed", type=int, metavar="N", help="images recorded anew ... (default: 64)")
     drafts.add_argument("--every", type=int, metavar="N", help="... after every so many steps (default: 100)")
+    add("--fsdp", action="store_true", help="several processes share the weights, too (FSDP); or accelerate launch --use_fsdp")
     add("--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)")
     add("--eval-every", type=int, metavar="N", help="steps between evaluations (default: a tenth of all)")
     add("--quiet", action="store_true", help="no report")
@@ -128,6 +129,7 @@ def run(options: argparse.Namespace) -> int:
         adapter=adapter_entries(options),
         eval_data=options.eval_data,
         device=options.device,
+        fsdp=options.fsdp,
         report=report,
     )
     return 0

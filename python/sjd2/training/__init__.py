@@ -10,6 +10,7 @@
     save_tuned(adapter, noise, "tuned")
 """
 
+from .checkpoints import last_checkpoint
 from .collator import Example, NoiseCollator
 from .data import TokenExamples, read_examples
 from .distillation import DraftCollator, DraftDistillation, DraftSettings
@@ -22,7 +23,7 @@ from .recipe import finetune
 from .save import save_tuned
 from .settings import FinetuneSettings
 from .tokens_on_ray import prepare_tokens
-from .trainer import build_trainer, last_checkpoint, nll_by_level
+from .trainer import build_trainer, nll_by_level
 from .trajectories import Trajectory, record
 
 __all__ = [

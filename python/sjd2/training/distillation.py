@@ -30,6 +30,7 @@ from .columns import lay_out
 from .lora import has_lora, without_lora
 from .model import NextCleanTokenModel
 from .plan import NoisePlan, TuningNoise
+from .sharding import shard
 from .trajectories import Trajectory
 
 __all__ = ["DraftCollator", "DraftDistillation", "DraftSettings"]
@@ -175,6 +176,18 @@ class DraftDistillation(NextCleanTokenModel):
         frozen = NextCleanTokenModel(teacher or adapter, TuningNoise(timesteps=False))
         self._teacher = [frozen]  # a list: nn.Module would take it for a part of itself
         self._own_teacher = teacher is None
+
+    @property
+    def teacher(self) -> NextCleanTokenModel:
+        """The model before tuning; with LoRA its weights are this one's."""
+        return self if self._own_teacher else self._teacher[0]
+
+    def shard(self, device: torch.device) -> None:
+        """See :meth:`NextCleanTokenModel.shard`; the teacher is sharded as well."""
+        super().shard(device)
+        if not self._own_teacher:
+            frozen = self._teacher[0]
+            shard(frozen, frozen.model, device, frozen.adapter.frozen_parts(), "logits", "with_weights")
 
     def _noisy(self, embeddings: torch.Tensor, levels: torch.Tensor, statistics: EmbeddingStatistics, seed: torch.Tensor | None) -> torch.Tensor:
         # Conditional and unconditional rows share their noise, as in decoding.

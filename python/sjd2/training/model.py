@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +15,11 @@ from ..denoising import EmbeddingStatistics
 from ..denoising.timesteps import timestep_embeddings
 from .columns import SEQUENCE, Columns, attention_mask, lay_out
 from .plan import NoisePlan, TuningNoise
+from .sharding import on_whole_weights, shard, share_like
 
 __all__ = ["NextCleanTokenModel"]
+
+Result = TypeVar("Result")
 
 
 def _normal(like: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
@@ -55,14 +58,27 @@ class NextCleanTokenModel(nn.Module):
         """As the ``Trainer`` of older Transformers calls it."""
         self.model.gradient_checkpointing_enable(**options)
 
+    def shard(self, device: torch.device) -> None:
+        """Keep a share of every weight in this process, on ``device``, and gather a layer's from all processes while it computes (FSDP).
+
+        Called in each of them, before a trainer is built.
+        """
+        shard(self, self.model, device, self.adapter.frozen_parts(), "with_weights")
+
+    def with_weights(self, act: Callable[[], Result]) -> Result:
+        """``act()``, which decodes with the model: while it does, each process holds all weights of a model that is sharded."""
+        return on_whole_weights(self, act)
+
     def state_dict(self, *args: Any, **options: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """The trained parameters by name; tied ones once, frozen ones not at all."""
+        """The trained parameters by name, in shares if it is sharded; tied ones once, frozen ones not at all."""
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what :meth:`state_dict` gave."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        result.missing_keys[:] = sorted(self.state_dict().keys() - state_dict.keys())
+        """Load what :meth:`state_dict` gave, of a model that was sharded or not: whole tensors."""
+        trained = self.state_dict()
+        own = {name: share_like(value, trained[name]) if name in trained else value for name, value in state_dict.items()}
+        result = super().load_state_dict(own, strict=False, assign=assign)
+        result.missing_keys[:] = sorted(trained.keys() - state_dict.keys())
         if strict and (result.missing_keys or result.unexpected_keys):
             raise RuntimeError(
                 f"state_dict: expected the trained parameters, got {len(result.missing_keys)} too few, {result.unexpected_keys} too many"

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from ..adapters import Adapter
 from ..decoding import Preset, resolve_preset
+from .checkpoints import MarkComplete
 from .distillation import DraftCollator, DraftDistillation, DraftSettings
-from .trainer import FixedNoiseTrainer, MarkComplete
+from .trainer import FixedNoiseTrainer
 from .trajectories import Trajectory, record
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _Renewal(TrainerCallback):
 
     def _renew(self, model: Any, state: Any, count: int) -> None:
         model.eval()
-        found = self.pool.renew(count)
+        found = model.with_weights(lambda: self.pool.renew(count))
         model.train()
         self.report(f"step {state.global_step} of {state.max_steps}: own drafts recorded, {found:.2f} tokens per forward")
 
@@ -191,15 +191,12 @@ def build_draft_trainer(
     arguments.remove_unused_columns = False
     arguments.ignore_data_skip = True
     arguments.label_names = ["tokens"]
-    trainer = _DraftTrainer(
-        model=model,
-        args=arguments,
+    return _DraftTrainer(
+        model,
+        arguments,
         data_collator=DraftCollator(pool.adapter, model.noise, pool.settings),
         train_dataset=pool,
         eval_dataset=evaluation,  # type: ignore[arg-type]
         compute_metrics=_measures,
         callbacks=[MarkComplete(), _Renewal(pool, report), *(callbacks or [])],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.can_return_loss = True
-    return trainer

@@ -19,13 +19,48 @@ import torch
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["join_processes", "own_device", "quiet_but_for_one", "share_of_batch"]
+__all__ = ["join_processes", "own_device", "quiet_but_for_one", "sharding_asked_for", "share_of_batch"]
 
-#: What ``accelerate launch`` sets for kinds of training that keep a part of the model in each process.
-_SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+#: What ``accelerate launch`` sets for kinds of training that have a runtime of their own.
+_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+#: And for FSDP, with the values of its settings that are what is done here.
+_FSDP = "ACCELERATE_USE_FSDP"
+_DONE = {
+    "fsdp_sharding_strategy": ("FULL_SHARD", "1"),
+    "fsdp_reshard_after_forward": ("true", "full_shard", "1"),
+    "fsdp_offload_params": ("false",),
+    "fsdp_activation_checkpointing": ("false",),
+}
+_INSTEAD = {"fsdp_activation_checkpointing": ", which finetune's own gradient_checkpointing does"}
 
 #: How long a process waits for the others: while one encodes images, more than the ten minutes that PyTorch gives it on GPUs.
 _PATIENCE = timedelta(days=1)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
+
+
+@contextmanager
+def sharding_asked_for(fsdp: bool) -> Iterator[bool]:
+    """Whether the model is to be sharded: ``fsdp``, or ``accelerate launch`` says so, whose other readers are not to know as long as the block lasts.
+
+    Raises:
+        ValueError: a setting of FSDP's that is not supported.
+    """
+    launched = _is_set(_FSDP)
+    if launched:
+        for name, (value, *others) in _DONE.items():
+            asked = os.environ.get(name.upper(), value)
+            if asked.lower() not in (value.lower(), *others):
+                raise ValueError(f"{name}: expected {value}, the launcher asks for {asked}{_INSTEAD.get(name, ', which is not supported')}")
+        os.environ[_FSDP] = "false"  # accelerate would shard the model again, and Transformers leave its weights out in all processes but one
+    try:
+        yield fsdp or launched
+    finally:
+        if launched:
+            os.environ[_FSDP] = "true"
 
 
 def join_processes(device: torch.device | str | None) -> PartialState:
@@ -36,17 +71,15 @@ def join_processes(device: torch.device | str | None) -> PartialState:
 
     Raises:
         ImportError: ``accelerate`` is not installed.
-        ValueError: a launcher's setting that shards the model.
+        ValueError: DeepSpeed or Megatron-LM, which a launcher asks for.
     """
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError('tuning needs accelerate: pip install "sjd2-kernels[tune]"') from error
-    for name, kind in _SHARDED.items():
-        if os.environ.get(name, "false").lower() == "true":
-            raise ValueError(
-                f"finetune: expected a whole model in each process (DDP), the launcher asks for {kind}, whose parts are not put together"
-            )
+    for name, kind in _ENGINES.items():
+        if _is_set(name):
+            raise ValueError(f"finetune: expected PyTorch's own DDP or FSDP, the launcher asks for {kind}, which is not supported")
     on_cpu = not torch.cuda.is_available() or (device is not None and str(device).startswith("cpu"))
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 

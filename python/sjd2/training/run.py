@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from ..adapters import Adapter
 from .processes import share_of_batch
 from .save import LOG
 from .settings import FinetuneSettings
@@ -97,7 +96,7 @@ class _Arguments(TrainingArguments):
 
 
 def training_arguments(
-    settings: FinetuneSettings, steps: int, work: Path, adapter: Adapter, evaluates: bool, resumes: bool, processes: int
+    settings: FinetuneSettings, steps: int, work: Path, device: torch.device, evaluates: bool, resumes: bool, processes: int
 ) -> TrainingArguments:
     """What the ``Trainer`` of each process is told."""
     batch_size, accumulation = share_of_batch(settings.batch_size, settings.gradient_accumulation, processes)
@@ -113,8 +112,8 @@ def training_arguments(
         warmup_steps=math.ceil(_WARMUP * steps),
         seed=settings.seed,
         bf16=settings.bf16,
-        use_cpu=adapter.device.type == "cpu",
-        dataloader_pin_memory=adapter.device.type != "cpu",
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type != "cpu",
         eval_strategy="steps" if evaluates else "no",
         eval_steps=eval_every,
         eval_on_start=evaluates and not resumes,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from .checkpoints import MarkComplete, ShardedTrainer
 from .collator import NoiseCollator, NumberedExample
 from .model import NextCleanTokenModel
 
-__all__ = ["build_trainer", "last_checkpoint", "nll_by_level"]
-
-_COMPLETE = "complete.json"
+__all__ = ["build_trainer", "nll_by_level"]
 
 
 def nll_by_level(prediction: EvalPrediction) -> dict[str, float]:
@@ -84,32 +79,18 @@ class _HeldOut(Dataset):
         return {"prompt": example["prompt"], "tokens": example["tokens"], "seed": index}
 
 
-class FixedNoiseTrainer(Trainer):
+class FixedNoiseTrainer(ShardedTrainer):
     """Evaluates under the same noise every time, and leaves the noise of training as it was."""
+
+    def __init__(self, model: NextCleanTokenModel, args: TrainingArguments, **options: Any):
+        super().__init__(model, args, **options)
+        self.remove_callback(PrinterCallback)
+        self.can_return_loss = True
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return super().evaluation_loop(*args, **kwargs)
-
-
-class MarkComplete(TrainerCallback):
-    """Tells a checkpoint that was written to its end from one that a kill cut short."""
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        (folder / _COMPLETE).write_text(json.dumps({"step": state.global_step}) + "\n")
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in ``folder`` that was written to its end, if there is one; removes those that were not."""
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    while found is not None and not (Path(found) / _COMPLETE).is_file():
-        shutil.rmtree(found)
-        found = get_last_checkpoint(str(folder))
-    return found
 
 
 def build_trainer(
@@ -134,7 +115,7 @@ def build_trainer(
         drop_captions: share of training captions replaced by guidance's unconditional branch of them.
 
     Raises:
-        ValueError: ``drop_captions`` out of its range, an empty dataset, or several GPUs in one process.
+        ValueError: ``drop_captions`` out of its range, an empty dataset, several GPUs in one process, or ``accelerate`` is to shard the model.
     """
     if not 0 <= drop_captions <= 1:
         raise ValueError(f"drop_captions: expected a number in [0, 1], got {drop_captions}")
@@ -153,15 +134,12 @@ def build_trainer(
         held_out: Any = {name: _HeldOut(dataset) for name, dataset in evaluation.items()}
     else:
         held_out = None if evaluation is None else _HeldOut(evaluation)
-    trainer = FixedNoiseTrainer(
-        model=model,
-        args=arguments,
+    return FixedNoiseTrainer(
+        model,
+        arguments,
         data_collator=collator,
         train_dataset=_Run(train, arguments.max_steps * per_step, arguments.seed, drop_captions),
         eval_dataset=held_out,
         compute_metrics=nll_by_level,
         callbacks=[MarkComplete(), *(callbacks or [])],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.can_return_loss = True
-    return trainer
