@@ -10,57 +10,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from sjd2.training import DraftPool, DraftSettings
 from sjd2.training.processes import own_device, share_of_batch
 from support import launched
-from support.tuning import write_images, write_tokens
-
-COMMON = ["--model", "model", "--device", "cpu", "--steps", "6", "--windows", "2", "--window", "6", "--levels", "3", "--save-every", "2"]
-COMMON += ["--learning-rate", "1e-2", "--eval-every", "1", "--held-out", "0.2"]
-FULL = ["--data", "tokens.jsonl", "--batch-size", "4"]
-LORA = ["--data", "pictures", "--batch-size", "4", "--lora", "2", "--gradient-checkpointing", "--layout", "segments"]
-DRAFTS = ["--own-drafts", "--data", "prompts.txt", "--first", "5", "--renewed", "3"]
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def command(output: str, *arguments: str) -> list[str]:
-    return ["finetune", *COMMON, *arguments, "-o", output]
+from support.runs import DRAFTS, FULL, LORA, TORCHRUN, assert_same, command, place_in
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, folder) -> Path:
     """A working folder with a model and data of each kind."""
-    shutil.copytree(folder, tmp_path / "model")
-    write_tokens(tmp_path / "tokens.jsonl", 20)
-    write_images(tmp_path / "pictures", 6)
-    (tmp_path / "prompts.txt").write_text("a bag\na red coat\na blue boot\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def assert_same(first: str, second: str) -> None:
-    """Two runs have the same weights and the same log, up to rounding."""
-    before, one, other = (load_file(Path(name) / "model.safetensors") for name in ("model", first, second))
-    assert max((one[name] - before[name]).abs().max() for name in one) > 1e-2
-    for name, value in one.items():
-        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{second}: {name}: {text}")
-    logs = [json.loads((Path(name) / "training_log.json").read_text()) for name in (first, second)]
-    for part in ("evaluations", "training"):
-        for expected, found in zip(logs[0][part], logs[1][part], strict=True):
-            del expected["seconds"], found["seconds"]
-            assert found == pytest.approx(expected, abs=1e-3), second
+    return place_in(tmp_path, folder)
 
 
 def test_two_processes_make_what_one_makes_and_each_goes_on_where_the_other_stopped(place):
     assert launched.run(command("full-by-one", *FULL), None) == 0
     assert launched.run(command("lora-by-one", *LORA), None) == 0
     # What the loss weighs differs from image to image, so its mean over four is another than that of the means over two.
-    assert launched.run(command("drafts-by-one", *DRAFTS, "--batch-size", "2", "--gradient-accumulation", "2"), None) == 0
+    dealt = [*DRAFTS, "--batch-size", "2", "--gradient-accumulation", "2"]
+    assert launched.run(command("drafts-by-one", *dealt), None) == 0
     assert launched.run(command("one-then-two", *FULL), 5) == 130
+    assert launched.run(command("lora-one-then-two", *LORA), 5) == 130
+    assert launched.run(command("drafts-one-then-two", *dealt), 5) == 130
+    shutil.copytree("drafts-one-then-two.tuning", "drafts-one-then-one.tuning")
     commands = [
         (command("full-by-two", *FULL), None),
         (command("lora-by-two", *LORA), None),
@@ -68,21 +41,31 @@ def test_two_processes_make_what_one_makes_and_each_goes_on_where_the_other_stop
         (command("drafts-renewed", *DRAFTS, "--batch-size", "4", "--every", "2"), None),
         (command("two-then-one", *FULL), 5),
         (command("one-then-two", *FULL), None),
+        (command("lora-two-then-one", *LORA), 5),
+        (command("lora-one-then-two", *LORA), None),
+        (command("drafts-two-then-one", *dealt), 5),
+        (command("drafts-one-then-two", *dealt), None),
     ]
     done = subprocess.run([*TORCHRUN, launched.__file__, json.dumps(commands)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (place / "two-then-one.tuning" / "checkpoint-4" / "complete.json").is_file()
-    assert launched.run(command("two-then-one", *FULL), None) == 0
+    for name, recipe in (("two-then-one", FULL), ("lora-two-then-one", LORA), ("drafts-two-then-one", dealt), ("drafts-one-then-one", dealt)):
+        assert launched.run(command(name, *recipe), None) == 0
 
     for recipe in ("full", "lora", "drafts"):
         assert_same(f"{recipe}-by-one", f"{recipe}-by-two")
     assert_same("full-by-one", "one-then-two")
     assert_same("full-by-one", "two-then-one")
-    assert done.stdout.count("exit codes [0, 0, 0, 0, 130, 0]") == 2
+    assert_same("lora-by-one", "lora-one-then-two")
+    assert_same("lora-by-one", "lora-two-then-one")
+    # What goes on records its drafts anew: the same ones wherever it goes on, but not those of a run without an interruption.
+    assert_same("drafts-one-then-one", "drafts-one-then-two")
+    assert_same("drafts-one-then-one", "drafts-two-then-one")
+    assert done.stdout.count("exit codes [0, 0, 0, 0, 130, 0, 130, 0, 130, 0]") == 2
     # One of the two reports, encodes and writes.
-    assert done.stdout.count("pictures: 6 of 6 images encoded") == 1
+    assert done.stdout.count("pictures: 6 of 6 images encoded") == 1 + 1
     assert done.stdout.count("16 examples, 4 held out, 6 steps of 4 on 2 processes") == 3
-    assert done.stdout.count("own drafts recorded") == 1 + 3
+    assert done.stdout.count("own drafts recorded") == 1 + 3 + 1 + 1
     assert done.stdout.count("resumed from one-then-two.tuning/checkpoint-4") == 1
     assert (place / "drafts-renewed" / "model.safetensors").is_file()
     assert not list(place.glob("*.tuning"))
@@ -111,11 +94,11 @@ def test_a_batch_that_cannot_be_dealt_out_is_named():
         share_of_batch(3, 2, 4)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
-def test_a_model_in_parts_is_refused(place, monkeypatch, capsys, name, kind):
+@pytest.mark.parametrize(("name", "kind"), [("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")])
+def test_another_engine_is_refused(place, monkeypatch, capsys, name, kind):
     monkeypatch.setenv(name, "true")
     assert launched.run(command("tuned", *FULL), None) == 1
-    assert f"(DDP), the launcher asks for {kind}" in capsys.readouterr().err
+    assert f"DDP or FSDP, the launcher asks for {kind}, which is not supported" in capsys.readouterr().err
     assert not list(place.glob("tuned*"))
 
 

@@ -88,6 +88,6 @@ class ShardedTrainer(Trainer):
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for place, own in state["state"].items():
             for name, value in own.items():
-                own[name] = share_like(value, parameters[place])
+                own[name] = share_like(value, parameters[place]).clone()  # the file will go
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
