@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from sjd2 import load_adapter
 from sjd2.decoding import resolve_preset
-from sjd2.training import DraftDistillation, NextCleanTokenModel, Trajectory, TuningNoise, record
+from sjd2.training import DraftDistillation, NextCleanTokenModel, NoiseCollator, Trajectory, TuningNoise, record
 from support.tuning import load_model
 
 
@@ -47,8 +49,37 @@ def look(folder: Path, processes: PartialState) -> None:
         assert torch.equal(value.full_tensor(), before[name.removeprefix("model.")] + 1)
 
 
+def gradients(folder: Path, device: torch.device | None) -> dict[str, torch.Tensor]:
+    """The loss of one batch and its gradients by name; with a ``device``, of a model that is shared."""
+    adapter = load_adapter(folder, device="cpu", dtype=torch.float64)
+    adapter.model.requires_grad_(True)
+    for part in adapter.frozen_parts():
+        part.requires_grad_(False)
+    noise = TuningNoise(windows=1, window=4)
+    model, collator = NextCleanTokenModel(adapter, noise), NoiseCollator(adapter, noise)
+    if device is not None:
+        model.shard(device)
+    forced = adapter.layout(1).forced[0]
+    tokens = torch.where(forced < 0, torch.arange(len(forced)) % adapter.vocab_size, forced)
+    loss = model(**collator([{"prompt": "a bag", "tokens": tokens, "seed": 7}]))["loss"]
+    loss.backward()
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    if device is not None:
+        assert all(isinstance(value, DTensor) for value in found.values())
+        frozen = {id(value) for part in adapter.frozen_parts() for value in part.parameters()}
+        assert all((id(value) in frozen) != isinstance(value, DTensor) for value in adapter.model.parameters())
+        layers = [type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)]
+        assert len(layers) == adapter.text_config.num_hidden_layers + 1, layers
+    return {"loss": loss.detach(), **{name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}}
+
+
 if __name__ == "__main__":
     state = PartialState(cpu=True)
     look(Path(sys.argv[1]), state)
+    for family, _, folder in (argument.partition("=") for argument in sys.argv[2:]):
+        apart, shared = gradients(Path(folder), None), gradients(Path(folder), state.device)
+        assert apart.keys() == shared.keys(), family
+        for name, value in apart.items():
+            torch.testing.assert_close(shared[name], value, atol=1e-9, rtol=1e-7, msg=lambda text, place=f"{family}: {name}": f"{place}: {text}")
     print("as it should be", flush=True)
     state.destroy_process_group()

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from sjd2.training import NextCleanTokenModel, NoiseCollator, TuningNoise, build_trainer
 from support import in_shares, launched
+from support.families import FAMILIES, save_family
 from support.runs import DRAFTS, FULL, LORA, TORCHRUN, assert_same, command, place_in
 from support.tuning import examples, write_model
 
@@ -78,8 +79,10 @@ def test_a_checkpoint_of_two_is_dealt_out_to_four(place):
     assert_same("whole", "shared")
 
 
-def test_weights_are_in_shares_but_while_drafts_are_recorded(folder):
-    done = subprocess.run([*TORCHRUN, in_shares.__file__, str(folder)], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("families", [("janus",), pytest.param(FAMILIES, marks=pytest.mark.full)], ids=["one", "all"])
+def test_weights_are_in_shares_but_while_drafts_are_recorded_and_gradients_are_those_of_a_whole_model(folder, tmp_path, families):
+    families = [f"{family}={save_family(family, tmp_path / family)}" for family in families]
+    done = subprocess.run([*TORCHRUN, in_shares.__file__, str(folder), *families], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("as it should be") == 2
 

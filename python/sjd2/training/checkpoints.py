@@ -47,6 +47,11 @@ class ShardedTrainer(Trainer):
         ValueError: ``accelerate`` is to shard the model.
     """
 
+    # Where anything of it is saved or loaded, a trainer has made them.
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
     def __init__(self, model: torch.nn.Module, args: TrainingArguments, **options: Any):
         if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             raise ValueError("arguments.fsdp: expected none, and no --use_fsdp of the launcher: the model shards itself, by its method shard")
