@@ -18,7 +18,7 @@ from ..batch.jobs import SETTINGS
 from ..batch.worker import check_settings
 from ..pipeline import TextToImagePipeline
 from .model_options import adapter_entries, add_model_options
-from .options import add_denoising_options, add_method_options, add_picture_options, methods_help
+from .options import add_denoising_options, add_method_options, add_picture_options, add_ray_options, methods_help
 
 __all__ = ["add_parser"]
 
@@ -75,16 +75,7 @@ def add_parser(commands: Any) -> None:
     add("--shard", default="0/1", metavar="I/N", help="do every N-th line, from the I-th on: for N processes without a cluster")
     add("--retry-failed", action="store_true", help="try again what failed before")
     add("--no-tokens", dest="tokens", action="store_false", help="no token ids in the manifest")
-    add(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="run on Ray: a cluster (auto finds a running one), or without ADDRESS this machine",
-    )
-    add("--actors", type=int, default=1, metavar="N", help="with --ray: processes with a model each (default: 1)")
-    add("--gpus-per-actor", type=float, default=float(torch.cuda.is_available()), metavar="G", help="with --ray; a fraction lets several share one")
-    add("--cpus-per-actor", type=float, default=1.0, metavar="C", help="with --ray (default: 1)")
+    add_ray_options(parser)
     add("--quiet", action="store_true", help="no progress bar, no report")
     parser.set_defaults(run=run)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from transformers.utils import logging as transformers_logging
 
 from .._version import __version__
-from . import batch, bench, convert, evaluate, finetune, generate, info, plot
+from . import batch, bench, convert, evaluate, finetune, generate, info, plot, tokens
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sjd2", description="Speculative Jacobi decoding of autoregressive image models.")
     parser.add_argument("--version", action="version", version=f"sjd2-kernels {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (generate, batch, bench, evaluate, plot, finetune, convert, info):
+    for command in (generate, batch, bench, evaluate, plot, finetune, tokens, convert, info):
         command.add_parser(commands)
     return parser
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
 from ..attention import ATTENTIONS
 from ..cache import CACHES
 from ..decoding import INITIALISATIONS, PRESETS
 
-__all__ = ["add_denoising_options", "add_method_options", "add_picture_options", "methods_help", "window"]
+__all__ = ["add_denoising_options", "add_method_options", "add_picture_options", "add_ray_options", "methods_help", "window"]
 
 
 def window(value: str) -> int | str:
@@ -50,6 +52,21 @@ def add_denoising_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--clean", type=_slots, metavar="N_OR_SHARE", help="of sjd2: slots in front without noise, as 24 or as 0.75 of the window")
     add("--levels", type=int, metavar="K", help="of sjd2: noise levels, spaced as Karras et al. do (default: as the model was tuned)")
+
+
+def add_ray_options(parser: argparse.ArgumentParser) -> None:
+    """Where on Ray, and with how many processes of what size; see ``sjd2.cluster.Actors``."""
+    add = parser.add_argument
+    add(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on Ray: a cluster (auto finds a running one), or without ADDRESS this machine",
+    )
+    add("--actors", type=int, default=1, metavar="N", help="with --ray: processes with a model each (default: 1)")
+    add("--gpus-per-actor", type=float, default=float(torch.cuda.is_available()), metavar="G", help="with --ray; a fraction lets several share one")
+    add("--cpus-per-actor", type=float, default=1.0, metavar="C", help="with --ray (default: 1)")
 
 
 def _slots(text: str) -> int | float:

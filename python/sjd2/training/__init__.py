@@ -18,11 +18,11 @@ from .lora import add_lora, merge_lora, without_lora
 from .model import NextCleanTokenModel
 from .own_drafts import DraftPool, build_draft_trainer
 from .plan import NoisePlan, TuningNoise, draw_plan
+from .prepare import prepare_tokens
 from .prompts import Prompts, read_prompts
 from .recipe import finetune
 from .save import save_tuned
 from .settings import FinetuneSettings
-from .tokens_on_ray import prepare_tokens
 from .trainer import build_trainer, nll_by_level
 from .trajectories import Trajectory, record
 
