@@ -129,7 +129,7 @@ class TextToImagePipeline:
                 own lie; see docs/models.md.
             device: default: the GPU if there is one.
             dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
-            options: of the model's own ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
+            options: of the model's own ``from_pretrained``: ``device_map``, ``tp_plan``, ``quantization_config``, ``attn_implementation`` …
 
         Raises:
             FileNotFoundError: nothing there.
@@ -215,6 +215,8 @@ class TextToImagePipeline:
         if output_type not in ("pil", "tokens"):
             raise ValueError(f"output_type: expected pil or tokens, got {output_type!r}")
         check_callback(callback)
+        if window == "auto" and getattr(self.adapter.model, "tp_size", None) is not None:
+            raise ValueError("window: expected a number with a tensor-parallel plan, got auto: each process would find another one fastest")
         preset = resolve_preset(
             method,
             window=None if window == "auto" else window,

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TorchAoConfig
+from transformers import Emu3ForConditionalGeneration, TorchAoConfig
 
+import sjd2
 from sjd2 import TextToImagePipeline
 from sjd2.adapters.emu3 import Emu3Adapter
 from support.emu3 import emu3_model, emu3_processor, save_emu3
@@ -50,11 +51,18 @@ def test_weights_left_on_the_disk(folder, tmp_path, method):
     assert torch.equal(offloaded, tokens(folder, method, device="cpu", dtype=torch.float64))
 
 
-def test_a_model_that_computes_on_several_devices_is_refused(folder):
+def test_a_model_that_computes_on_several_devices_is_refused_at_every_door(folder, monkeypatch):
+    message = r"device_map: expected a model that computes on one device, got 0, 1: one length counts .* by tp_plan under torchrun"
+    places = {"model.text_model": 0, "lm_head": 1, "model.vqmodel": "cpu"}
     adapter = TextToImagePipeline.from_pretrained(folder, device="cpu", dtype=torch.float64).adapter
-    adapter.model.hf_device_map = {"model.text_model": 0, "lm_head": 1, "model.vqmodel": "cpu"}
-    with pytest.raises(ValueError, match="device_map: expected a model that computes on one device, got 0, 1"):
+    adapter.model.hf_device_map = places
+    with pytest.raises(ValueError, match=message):
         Emu3Adapter(adapter.model, adapter.processor)
+    with pytest.raises(ValueError, match=message):
+        sjd2.generate(adapter.model, input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=4)
+    monkeypatch.setattr(Emu3ForConditionalGeneration, "hf_device_map", places, raising=False)  # as the class leaves it on what it loads
+    with pytest.raises(ValueError, match=message):
+        TextToImagePipeline.from_pretrained(folder, device_map={"": "cpu"})
 
 
 def test_a_dtype_as_stored(folder):

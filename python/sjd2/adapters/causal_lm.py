@@ -197,9 +197,9 @@ class SlicedCausalLM:
     def image_embeddings(self) -> torch.Tensor:
         """See ``DecodableModel.image_embeddings``."""
         embedding = self._embedding
-        if type(embedding) is nn.Embedding and not embedding.weight.is_meta:
+        if type(embedding) is nn.Embedding and type(embedding.weight) is nn.Parameter and not embedding.weight.is_meta:
             return embedding.weight[self.image_id_start : self.image_id_start + self.vocab_size]
-        return self.embed(torch.arange(self.vocab_size, device=self.device))  # Gemma scales what stands in the table, adapters of peft add to it
+        return self.embed(torch.arange(self.vocab_size, device=self.device))  # Gemma scales the table, peft adds to it, a plan shares it out
 
     def compile(self, **options: Any) -> None:
         """See ``Adapter.compile``."""
@@ -239,7 +239,7 @@ class SlicedCausalLM:
         rows = slice(self.image_id_start, self.image_id_start + self.vocab_size)
         head = self.model.get_output_embeddings()  # looked up each time: tuning changes it, and adapters of peft wrap it
         if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.is_meta:
-            return head(hidden)[..., rows]  # quantised, offloaded or wrapped: only the module itself knows how to multiply
+            return head(hidden)[..., rows]  # quantised, offloaded, wrapped or shared out: only the module itself knows how to multiply
         return F.linear(hidden.to(head.weight.device), head.weight[rows], None if head.bias is None else head.bias[rows])
 
     def prompt_ids(self, prompts: Sequence[str], grid: tuple[int, int] | None = None) -> list[list[int]]:

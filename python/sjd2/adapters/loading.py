@@ -27,8 +27,8 @@ def load_model(
     Args:
         kind: a class of Transformers with ``from_pretrained``.
         optional: name of a module that checkpoints may come without; the model has none then.
-        options: of ``from_pretrained``: ``device_map``, ``quantization_config`` and so on. With those the model lies where they put it, and not
-            on ``device``.
+        options: of ``from_pretrained``: ``device_map``, ``tp_plan``, ``quantization_config`` and so on. With those the model lies where they put it,
+            and not on ``device``.
 
     Raises:
         OSError, ValueError: a file is missing, damaged, or does not fit the configuration.
@@ -43,7 +43,7 @@ def load_model(
             delattr(model.get_submodule(owner), name)  # what it has is random
     if missing or report["mismatched_keys"]:
         raise ValueError(f"weights: {len(missing)} tensors are missing and {len(report['mismatched_keys'])} have another shape")
-    if getattr(model, "hf_device_map", None) is None and getattr(model, "hf_quantizer", None) is None:
+    if all(getattr(model, name, None) is None for name in ("hf_device_map", "hf_quantizer", "tp_size")):
         model = model.to(device)
     stored = json.loads((folder / "config.json").read_text())
     name = stored.get("dtype") or stored.get("torch_dtype") or "float32"

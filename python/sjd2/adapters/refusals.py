@@ -52,7 +52,8 @@ def check_placement(model: PreTrainedModel) -> None:
     computing = sorted(placed - {"disk", "cpu"})
     if len(computing) > 1:  # a row's length would have to be on each of them
         raise ValueError(
-            f"device_map: expected a model that computes on one device, got {', '.join(computing)}; keys and values of a row lie together"
+            f"device_map: expected a model that computes on one device, got {', '.join(computing)}: one length counts a row's keys and values in all "
+            "layers; several devices share every layer by tp_plan under torchrun"
         )
 
 

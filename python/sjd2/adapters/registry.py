@@ -140,7 +140,7 @@ def load_adapter(
             without an adapter of its own the fields of ``generic.ImageFields``.
         device: default: the GPU if there is one.
         dtype: of the weights in memory, ``auto``: as they are stored; default float32 on a CPU, bfloat16 elsewhere.
-        options: of the model's ``from_pretrained``: ``device_map``, ``quantization_config``, ``attn_implementation`` …
+        options: of the model's ``from_pretrained``: ``device_map``, ``tp_plan``, ``quantization_config``, ``attn_implementation`` …
 
     Raises:
         FileNotFoundError: nothing there.
