@@ -25,6 +25,6 @@ def test_two_processes_that_share_every_layer_draw_the_tokens_of_one(tmp_path):
     assert alone.pop("share") == 1
     for log in logs:
         found = json.loads(log.read_text())
-        assert found.pop("share") < 0.52
+        assert 0.5 < found.pop("share") < 0.6  # norms are whole everywhere, and in older plans embeddings
         assert found.pop("auto") == "window: expected a number with a tensor-parallel plan, got auto: each process would find another one fastest"
         assert found == alone
