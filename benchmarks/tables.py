@@ -219,12 +219,34 @@ def batch_overhead_table(results: dict) -> str:
     return "\n".join([*lines, "", f"{between} {circumstances(results['conditions'])}"])
 
 
-def overhead_table(results: dict) -> str:
-    """What is outside the forward at each method's fastest window, and what that takes of the gain."""
+def _fastest(rows: list[dict]) -> dict[str, dict]:
+    """Of each method the window that takes least time."""
     fastest: dict[str, dict] = {}
-    for row in results["wall_clock"]:
+    for row in rows:
         if row["method"] not in fastest or row["seconds"] < fastest[row["method"]]["seconds"]:
             fastest[row["method"]] = row
+    return fastest
+
+
+def batch_rates_table(results: dict) -> str:
+    """Pictures in an hour of one core, by every method at its fastest window, one picture at a time."""
+    lines = ["| embedded model | W | pictures per core-hour | per GPU-hour |", "|---|---|---|---|"]
+    for method, row in _fastest(results["wall_clock"]).items():
+        lines.append(f"| `{method}` | {row['window']} | {3600 / row['seconds']:,.0f} | not measured on a GPU |")
+    what = f"One picture at a time, guidance {results['guidance_scale']:g}, median over {results['timed']} pictures."
+    return "\n".join([*lines, "", f"{what} {circumstances(results['conditions'])}"])
+
+
+def batch_rates_together_table(results: dict) -> str:
+    """Pictures in an hour of one core, of a batch in two processes."""
+    seconds = statistics.median(run["seconds_per_picture"] for run in results["runs"]["by hand"])
+    rate = f"**{3600 / seconds / 2:,.0f} pictures per core-hour**"
+    return f"`sjd2 batch --batch-size {results['batch_size']}`, in two processes on two cores: {rate}. {circumstances(results['conditions'])}"
+
+
+def overhead_table(results: dict) -> str:
+    """What is outside the forward at each method's fastest window, and what that takes of the gain."""
+    fastest = _fastest(results["wall_clock"])
     own = fastest["ar"]
     inside = own["seconds"] * (1 - own["share_outside_forward"])
     lines = [
@@ -241,6 +263,8 @@ def overhead_table(results: dict) -> str:
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
     "batch_overhead": ("batch_overhead.json", batch_overhead_table),
+    "batch_rates": ("embedded_model.json", batch_rates_table),
+    "batch_rates_together": ("batch_overhead.json", batch_rates_together_table),
     "batch_sizing": ("model_sizes.json", batch_sizing_table),
     "overhead": ("embedded_model.json", overhead_table),
     "advance_conditions": ("advance.json", advance_conditions),
