@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
 from torch.distributed.fsdp import FSDPModule
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from sjd2 import load_adapter
 from sjd2.decoding import resolve_preset
-from sjd2.training import DraftDistillation, NextCleanTokenModel, NoiseCollator, Trajectory, TuningNoise, record
+from sjd2.training import DraftDistillation, NextCleanTokenModel, NoiseCollator, Trajectory, TuningNoise, record, save_tuned
 from support.tuning import load_model
 
 
@@ -43,6 +44,9 @@ def look(folder: Path, processes: PartialState) -> None:
     tokens = [wrapper.with_weights(lambda wrapper=wrapper: act(wrapper)) for wrapper in (tuned, tuned.teacher)]
     assert torch.equal(*tokens)
     assert all(isinstance(parameter, DTensor) for model in (adapter.model, teacher.model) for parameter in model.parameters())
+    with pytest.raises(ValueError, match="adapter: expected whole weights, got shares"):
+        save_tuned(adapter, tuned.noise, folder / "nothing")
+    assert not (folder / "nothing").exists()
     state = tuned.state_dict()
     tuned.load_state_dict({name: before[name.removeprefix("model.")] + 1 for name in state})
     for name, value in tuned.state_dict().items():

@@ -6,6 +6,8 @@ that one process, two, or one that resumes what two began take the same steps up
 
 from __future__ import annotations
 
+import atexit
+import gc
 import math
 import os
 import warnings
@@ -81,7 +83,16 @@ def join_processes(device: torch.device | str | None) -> PartialState:
         if _is_set(name):
             raise ValueError(f"finetune: expected PyTorch's own DDP or FSDP, the launcher asks for {kind}, which is not supported")
     on_cpu = not torch.cuda.is_available() or (device is not None and str(device).startswith("cpu"))
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+
+def _leave() -> None:
+    """What still waits for other processes when this one ends would abort it."""
+    if torch.distributed.is_initialized():
+        gc.collect()  # what an interrupted run leaves behind holds on to the group
+        torch.distributed.destroy_process_group()
 
 
 def own_device(device: torch.device | str | None, processes: PartialState) -> torch.device | str | None:

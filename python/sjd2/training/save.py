@@ -10,6 +10,7 @@ from typing import Any
 
 from ..adapters import Adapter
 from .plan import TuningNoise
+from .sharding import is_share
 
 __all__ = ["save_tuned"]
 
@@ -30,7 +31,10 @@ def save_tuned(adapter: Adapter, noise: TuningNoise, folder: str | Path, log: di
 
     Raises:
         OSError: a folder that is there already, or cannot be written.
+        ValueError: a sharded model. The checkpoints of its trainer hold whole weights for one that is not.
     """
+    if any(is_share(parameter) for parameter in adapter.model.parameters()):
+        raise ValueError("adapter: expected whole weights, got shares of them; load a checkpoint of the trainer into a model that is not sharded")
     folder = Path(folder)
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)

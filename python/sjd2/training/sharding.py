@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["is_sharded", "on_whole_weights", "shard", "share_like", "whole"]
+__all__ = ["is_sharded", "is_share", "on_whole_weights", "shard", "share_like", "whole"]
 
 Result = TypeVar("Result")
 
@@ -48,6 +48,11 @@ def shard(root: nn.Module, model: nn.Module, device: torch.device, frozen: Seque
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard` was called for it."""
     return isinstance(model, FSDPModule)
+
+
+def is_share(value: torch.Tensor) -> bool:
+    """Whether this process has a part of it only."""
+    return isinstance(value, DTensor)
 
 
 def on_whole_weights(model: nn.Module, act: Callable[[], Result]) -> Result:
