@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 planned.py MODEL
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -44,3 +45,6 @@ def tokens(folder: Path, **options: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     print(json.dumps(tokens(Path(sys.argv[1]), **({"tp_plan": "auto"} if "RANK" in os.environ else {}))), flush=True)
+    if torch.distributed.is_initialized():
+        gc.collect()  # a process that ends within its group may be aborted
+        torch.distributed.destroy_process_group()
