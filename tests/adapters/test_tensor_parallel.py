@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from support import planned
 from support.runs import TORCHRUN
 from support.tuning import write_model
 
 
+@pytest.mark.filterwarnings("ignore:method. sjd2 feeds noise")
 def test_two_processes_that_share_every_layer_draw_the_tokens_of_one(tmp_path):
     folder = write_model(tmp_path / "model")
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """A model in parts: every process keeps a share of each weight, and has a layer whole only while it computes with it (FSDP2 of PyTorch).
 
-It is sharded here and not by ``accelerate``, which does so on accelerators alone, one layer class at a time, and writes checkpoints that only it
-reads: ours hold whole tensors, whether the model was in parts or not.
+It is sharded here and not by ``accelerate``, which does so on accelerators alone, and whose checkpoints only a sharded run reads: ours hold whole
+tensors, whether the model was in parts or not.
 """
 
 from __future__ import annotations
