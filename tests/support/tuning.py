@@ -17,7 +17,7 @@ from sjd2.tiny_scenes.text import TEXT_VOCAB_SIZE, build_text_tokenizer
 GRID, CODES, TOKENS = 4, 30, 16
 
 
-def write_model(folder: Path, *, tied: bool = False) -> Path:
+def write_model(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32) -> Path:
     """A folder that ``load_adapter`` reads."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -26,7 +26,7 @@ def write_model(folder: Path, *, tied: bool = False) -> Path:
         tie_word_embeddings=tied,
     )  # fmt: skip
     config.update({"sjd2": {"adapter": "tiny_scenes", "image_id_start": TEXT_VOCAB_SIZE, "image_ids": CODES, "grid": [GRID, GRID]}})
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     FSQTokenizer(FSQConfig(levels=(5, 3, 2), channels=4, encoder_blocks=1, decoder_blocks=1)).save_pretrained(folder)
     build_text_tokenizer().save_pretrained(folder)
     return folder

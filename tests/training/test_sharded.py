@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from sjd2.training import NextCleanTokenModel, NoiseCollator, TuningNoise, build_trainer
@@ -32,6 +33,7 @@ def start(commands: list, processes: int = 2) -> subprocess.CompletedProcess:
 
 def test_two_processes_that_share_the_weights_make_what_one_makes(place):
     write_model(place / "tied", tied=True)
+    write_model(place / "half", dtype=torch.bfloat16)
     tied = ["--data", "tokens.jsonl", "--batch-size", "2", "--gradient-accumulation", "4", "--gradient-checkpointing"]
     own_lora = [*DRAFTS, "--lora", "2"]
     for name, recipe in (("full", FULL), ("lora", LORA)):
@@ -49,18 +51,21 @@ def test_two_processes_that_share_the_weights_make_what_one_makes(place):
             (command("own-lora-shared", *own_lora, "--batch-size", "4", "--fsdp"), None),
             (command("bf16-apart", *FULL, "--bf16"), None),
             (command("bf16-shared", *FULL, "--bf16", "--fsdp"), None),
+            (command("half-apart", *FULL, "--bf16", "--lora", "2", model="half"), None),
+            (command("half-shared", *FULL, "--bf16", "--lora", "2", "--fsdp", model="half"), None),
             (command("drafts-renewed", *DRAFTS, "--batch-size", "4", "--every", "2", "--fsdp"), None),
             (command("whole-then-shared", *FULL, "--fsdp"), None),
             (command("shared-then-whole", *FULL, "--fsdp"), 5),
         ]
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("exit codes [0, 0, 0, 0, 0, 0, 0, 0, 0, 130]") == 2, done.stdout + done.stderr
-    assert done.stdout.count("on 2 processes, which share the weights") == 9
+    assert done.stdout.count("exit codes [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 130]") == 2, done.stdout + done.stderr
+    assert done.stdout.count("on 2 processes, which share the weights") == 10
     assert launched.run(command("shared-then-whole", *FULL), None) == 0
     for name in ("full", "lora", "tied", "drafts", "own-lora"):
         assert_same(f"{name}-whole", f"{name}-shared", model="tied" if name == "tied" else "model")
     assert_same("bf16-apart", "bf16-shared")
+    assert_same("half-apart", "half-shared", model="half")
     assert done.stdout.count("own drafts recorded") == 1 + 1 + 3
     assert done.stdout.count("resumed from whole-then-shared.tuning/checkpoint-4") == 1
     assert_same("full-whole", "whole-then-shared")
