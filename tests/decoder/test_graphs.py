@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from sjd2.attention import choice, interface
 from sjd2.cache import CACHES
 from sjd2.decoding import PRESETS, loop
 from sjd2.decoding.graphs import Graphed, record_cuda_graph
-from sjd2_kernels import verify
+from sjd2_kernels import verify, window_attention
 from support.llama import random_llama, sliced
 from support.tape import Tape
 
@@ -57,6 +58,19 @@ def test_rows_that_are_admitted_take_places_in_the_graphs(model, method, cache):
     same(result, expected)
     sizes = 3 - 1  # three rows, then two, then one: of the last size there may be no second iteration
     assert sizes <= tape.recordings <= 3 * 8
+
+
+@pytest.mark.parametrize("cache", list(CACHES))
+@pytest.mark.parametrize("method", ["mc-sjd", "sjd2"])
+def test_attention_of_valid_columns_is_recorded(model, method, cache, monkeypatch):
+    """Lengths, levels and pages that layers are told of are those of the moment, not of the recording."""
+    monkeypatch.setattr(choice, "obstacle", lambda *arguments, **named: None)
+    monkeypatch.setattr(interface, "window_attention", lambda *a, backend, **named: window_attention(*a, backend="torch", **named))
+    expected, tape = run(model, method), Tape()
+    result = run(model, method, batch_size=3, cache=cache, graphs=tape, attention="triton")
+    same(result, expected)
+    assert result.attention == "triton"
+    assert tape.replays > tape.recordings
 
 
 def test_a_number_of_columns_is_a_graph(model, monkeypatch):
