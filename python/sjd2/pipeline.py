@@ -21,6 +21,7 @@ from .attention import check_attention
 from .cache import resolve_cache
 from .decoding import Preset, Progress, RowReport, decode, resolve_preset
 from .decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
+from .decoding.kept import Kept
 from .decoding.memory import Need, fits
 from .decoding.presets import untuned_notice
 from .denoising import NoiseLevels
@@ -111,6 +112,7 @@ class TextToImagePipeline:
         self.adapter = adapter
         self._warned_untuned = False
         self._choosers: dict[tuple, WindowChooser] = {}
+        self._kept = Kept()
 
     @classmethod
     def from_pretrained(
@@ -256,6 +258,7 @@ class TextToImagePipeline:
                 output_type == "pil",
                 on_image,
                 bar.callback(callback),
+                self._kept,
             )
             if window == "auto" and preset.name != "ar":
                 return self._with_best_window(run, prompts, seeds, preset)
@@ -273,7 +276,12 @@ class TextToImagePipeline:
             This pipeline.
         """
         self.adapter.compile(**options)
+        self._kept.drop()
         return self
+
+    def release_memory(self) -> None:
+        """Let go of what is kept on a GPU for the next call of the same kind: the last run's CUDA graphs and its cache."""
+        self._kept.drop()
 
     def _tell_untuned(self, preset: Preset) -> None:
         """Warn, once, that the model was not tuned for denoising."""
@@ -318,6 +326,7 @@ class _Run:
     pictures: bool
     on_image: Callable[[int, Image.Image | None, ImageReport], None] | None
     callback: Callable[[Progress], None] | None
+    kept: Kept
 
     def chooser(self, prompts: Sequence[str], preset: Preset, batch: int) -> WindowChooser:
         """Of windows for ``batch`` images together: those that there is memory for, or else the smallest, whose run will say what is missing."""
@@ -373,6 +382,7 @@ class _Run:
             cache=self.cache,
             graphs=self.graphs,
             attention=self.attention,
+            kept=self.kept,
         )
         tokens = result.tokens.cpu()
         images = [drawn[index] for index in sorted(drawn)]

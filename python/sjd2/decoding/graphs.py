@@ -119,6 +119,11 @@ class Graphed:
         self._warm: set[int] = set()
         self._refused = False
 
+    @property
+    def usable(self) -> bool:
+        """Whether iterations can be recorded, as far as is known."""
+        return not self._refused
+
     def __call__(self, plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> WindowState:
         """The state after one more iteration; the same object as long as no row comes or goes."""
         if self._refused:

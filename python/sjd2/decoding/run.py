@@ -21,6 +21,7 @@ from ..denoising.window import Denoiser
 from .admission import admit
 from .compaction import compact as compact_rows
 from .graphs import Eager, Graphed, Recorder, record_cuda_graph
+from .kept import COLUMNS, Kept, KeptRun, kind_of_run
 from .layout import TokenLayout
 from .ledger import Ledger
 from .memory import Need, check_memory
@@ -103,20 +104,28 @@ def _run(
     poll_every: int,
     recorder: Recorder | None,
     attention: str,
-) -> DecodeResult:
-    """Iterate until every row is finished."""
+    kept: KeptRun | None,
+) -> tuple[DecodeResult, KeptRun | None]:
+    """Iterate until every row is finished; with a recorder also what the next run can take over, as this one did with ``kept``."""
     batch, count = whole.layout.forced.shape
     window, extra = whole.preset.window, 0 if whole.denoiser is None else len(whole.denoiser.timesteps)
     waiting = deque(range(places, batch))
     ledger = Ledger(batch, range(places), whole.seeds.device)
     clock = _Clock(whole.seeds.device, whole_forward=recorder is None)
     clock.begin(ledger.rows)
-    plan = whole if not waiting else whole.select(ledger.index)
-    first = prompt if not waiting else prompt.select(plan.model_rows(ledger.index, batch))
     longest = prompt.embeds.shape[1] - 1
-    state, cache = begin(plan, first, clock.stopwatch, capacity=longest + count + window + extra)
-    cache.attention = attention
-    advance = Eager() if recorder is None else Graphed(recorder, cache.capacity)
+    advance: Eager | Graphed
+    if kept is not None:
+        advance, state, cache = kept.advance, kept.state, kept.cache
+        plan, state = admit(whole, state, cache, ledger, prompt, ledger.rows, ledger.rows, clock.stopwatch)
+    else:
+        plan = whole if not waiting else whole.select(ledger.index)
+        first = prompt if not waiting else prompt.select(plan.model_rows(ledger.index, batch))
+        columns = longest + count + window + extra
+        capacity = columns if recorder is None else -(-columns // COLUMNS) * COLUMNS
+        state, cache = begin(plan, first, clock.stopwatch, capacity=capacity)
+        cache.attention = attention
+        advance = Eager() if recorder is None else Graphed(recorder, cache.capacity)
     reports: dict[int, RowReport] = {}
     iteration, unseen, enough = 0, 0, count  # `enough` iterations finish every row
     while len(reports) < batch:
@@ -146,7 +155,8 @@ def _run(
         elif plan.compact and len(reports) < batch:
             plan, state = compact_rows(whole, plan, state, cache, ledger, remaining)
         unseen, enough = 0, count if waiting else max(*remaining, 1)
-    return DecodeResult(ledger.outcome(state).tokens[:, :count], [reports[row] for row in range(batch)], attention)
+    result = DecodeResult(ledger.outcome(state).tokens[:, :count], [reports[row] for row in range(batch)], attention)
+    return result, KeptRun(advance, state, cache) if isinstance(advance, Graphed) else None
 
 
 def decode(
@@ -166,6 +176,7 @@ def decode(
     rules: Rules | None = None,
     graphs: bool | Recorder | None = None,
     attention: str = "auto",
+    kept: Kept | None = None,
 ) -> DecodeResult:
     """Decode the image tokens of B rows.
 
@@ -187,6 +198,7 @@ def decode(
             same; reports have no ``forward_seconds`` then. A ``Recorder`` of another kind takes its place.
         attention: of the windows: ``model``, ``triton``, ``flex`` or ``flash`` (see ``sjd2.attention``). ``auto``: on a GPU the fastest, measured
             once; elsewhere ``model``. They differ in rounding.
+        kept: where graphs are kept, with the cache that they read, for the next run of the same kind. The tokens are the same.
 
     Raises:
         ValueError: shapes that do not fit each other, guidance without unconditional rows, ``poll_every`` or ``batch_size`` below 1, ``rules`` that
@@ -228,7 +240,6 @@ def decode(
     if limit is not None and preset.window > limit:
         raise ValueError(f"window: expected at most the model's {limit} positions, got {preset.window}")
     extra = 0 if preset.denoising is None else preset.denoising.timestep_tokens(preset.window)
-    check_memory(Need.of_run(model, preset, guided=rows == 2 * batch, prompt=width, count=count), places, seeds.device)
     structural = bool((layout.forced >= model.vocab_size).any())
     plan = Plan(
         model,
@@ -256,6 +267,14 @@ def decode(
             paged=plan.cache is PagedCache,
         )
         recorder = (record_cuda_graph() if graphs is True else graphs) or None
-        result = _run(plan, prompt, places, callback, finished, poll_every, recorder, attention)
+        kind = None if kept is None or recorder is None else kind_of_run(plan, attention)
+        previous = None if kept is None or recorder is None else kept.take(kind)
+        if previous is not None and not previous.fits(places * rows // batch, width - 1 + count + preset.window + extra):
+            previous = None
+        if previous is None:
+            check_memory(Need.of_run(model, preset, guided=rows == 2 * batch, prompt=width, count=count), places, seeds.device)
+        result, leaves = _run(plan, prompt, places, callback, finished, poll_every, recorder, attention, previous)
+        if kept is not None and leaves is not None:
+            kept.put(kind, leaves)
     # A copy made out here is an ordinary tensor that the caller may write to.
     return replace(result, tokens=result.tokens.clone())
