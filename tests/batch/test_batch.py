@@ -253,3 +253,14 @@ def test_pictures_by_another_model_are_not_mixed_in(tmp_path, capsys):
 def test_a_job_has_a_place(tmp_path):
     assert BatchFolder(tmp_path).picture(Job(12_345, 2)) == Path("images/0012/0012345-2.png")
     assert BatchFolder(tmp_path, (1, 4)).manifest.name == "manifest-1-of-4.jsonl"
+
+
+def test_an_attention_that_cannot_be_used_ends_the_run_and_no_prompt_fails(tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red coat on a yellow background\n")
+    command = ["batch", str(prompts), "-o", str(tmp_path / "pictures"), "--device", "cpu", "--quiet"]
+    assert main([*command, "--attention", "triton"]) != 0
+    assert "attention: expected one that can be used here, got 'triton'" in capsys.readouterr().err
+    assert main([*command, "--attention", "auto"]) != 0
+    assert "--attention: expected one of model, triton, flex, flash, got 'auto'" in capsys.readouterr().err
+    assert not (tmp_path / "pictures" / "manifest.jsonl").exists() or not (tmp_path / "pictures" / "manifest.jsonl").read_text()

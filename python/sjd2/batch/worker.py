@@ -14,7 +14,7 @@ from PIL import Image
 from sjd2_kernels import LogitsProcessing
 
 from .._version import __version__
-from ..attention import ATTENTIONS
+from ..attention import ATTENTIONS, choose_attention
 from ..bench.identity import fingerprint
 from ..decoding import resolve_preset
 from ..files import write_atomically
@@ -60,6 +60,9 @@ class Worker:
         settings: of all jobs, as the pipeline takes them; a job's own come first.
         batch_size: pictures decoded together.
         tokens: write token ids into the manifest.
+
+    Raises:
+        ValueError: an attention that this machine or this model cannot use.
     """
 
     def __init__(
@@ -75,6 +78,9 @@ class Worker:
         self.pipeline, self.folder, self.place = pipeline, folder, place
         self.settings, self.batch_size, self.tokens = settings, batch_size, tokens
         self.fingerprint = fingerprint(pipeline.adapter.model)
+        adapter = pipeline.adapter
+        attention = settings.get("attention") or "model"
+        choose_attention(attention, adapter.attention_shape, adapter.device, rows=1, inputs=1, columns=1, timesteps=0)
 
     def run(self, jobs: Sequence[Job], done: Callable[[dict[str, Any]], None]) -> None:
         """Make the pictures of ``jobs``; ``done`` is handed each one's manifest row as soon as its picture lies in its place.
