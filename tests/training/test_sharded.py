@@ -87,7 +87,9 @@ def test_a_checkpoint_of_two_is_dealt_out_to_four(place):
 @pytest.mark.parametrize("families", [("janus",), pytest.param(FAMILIES, marks=pytest.mark.full)], ids=["one", "all"])
 def test_weights_are_in_shares_but_while_drafts_are_recorded_and_gradients_are_those_of_a_whole_model(folder, tmp_path, families):
     families = [f"{family}={save_family(family, tmp_path / family)}" for family in families]
-    done = subprocess.run([*TORCHRUN, in_shares.__file__, str(folder), *families], capture_output=True, text=True, timeout=120)
+    reach = os.pathsep.join([str(Path(in_shares.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # for what it imports of the tests
+    looked = [*TORCHRUN, in_shares.__file__, str(folder), *families]
+    done = subprocess.run(looked, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": reach})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("as it should be") == 2
 
