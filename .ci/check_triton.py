@@ -123,16 +123,17 @@ def _call_attention(
 
 
 def _attention_configurations() -> None:
-    for inputs, width, timesteps in itertools.product((1, 64, 97), (64, 80, 128, 256), (0, 1)):
-        if inputs > timesteps:
-            _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=timesteps)
-    _call_attention(64, 32, 8, 128, torch.bfloat16, timesteps=0)
-    for inputs, width in itertools.product((1, 64, 97), (128, 256)):
+    for inputs, width in itertools.product((1, 20, 64, 97), (64, 128, 256)):  # every tile, with all that it can have
+        _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=int(inputs > 1))
+    for inputs in (20, 64, 97):
+        _call_attention(inputs, 32, 32, 128, torch.bfloat16, timesteps=0)
+    _call_attention(64, 32, 8, 80, torch.bfloat16, timesteps=0)
+    for inputs, width in ((1, 128), (64, 128), (97, 256)):
         _call_attention(inputs, 32, 32, width, torch.bfloat16, timesteps=inputs // 97, paged=True)
     _call_attention(65, 8, 8, 128, torch.float32, timesteps=1, paged=True)
     _call_attention(64, 32, 32, 128, torch.float16, timesteps=0, rows=16)
-    for inputs, width in itertools.product((1, 64), (64, 128, 256)):
-        _call_attention(inputs, 8, 8, width, torch.float32, timesteps=0)
+    for width in (64, 128, 256):
+        _call_attention(64, 8, 8, width, torch.float32, timesteps=0)
     _call_attention(65, 8, 8, 128, torch.float32, timesteps=1)
 
 
