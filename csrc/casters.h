@@ -5,7 +5,7 @@
 //   Vector      (address, size, stride), None for no free list
 //   Flags       (address, stride), None for no flags
 //   Queue       (device, stream)
-//   Logits      (address, type, 3 sizes, 3 strides), None where there are none; Embeddings likewise
+//   Floats      (address, type, 3 sizes, 3 strides), None where there are none: logits, embeddings
 //   Processing, Statistics, Window, Verified, NoisySlots: an address for each field, 0 for none
 #pragma once
 
@@ -93,22 +93,11 @@ struct type_caster<sjd2::cuda::Queue> {
 #endif
 
 template <>
-struct type_caster<sjd2::Logits> {
-  PYBIND11_TYPE_CASTER(sjd2::Logits, const_name("tuple[int, ...] | None"));
+struct type_caster<sjd2::Floats> {
+  PYBIND11_TYPE_CASTER(sjd2::Floats, const_name("tuple[int, ...] | None"));
   bool load(handle source, bool) {
     std::array<int64_t, 8> v{};
     if (!source.is_none() && !load_integers(source, v)) return false;
-    value = {to_address<char>(v[0]), static_cast<sjd2::Float>(v[1]), {v[2], v[3], v[4]}, {v[5], v[6], v[7]}};
-    return true;
-  }
-};
-
-template <>
-struct type_caster<sjd2::Embeddings> {
-  PYBIND11_TYPE_CASTER(sjd2::Embeddings, const_name("tuple[int, ...]"));
-  bool load(handle source, bool) {
-    std::array<int64_t, 8> v;
-    if (!load_integers(source, v)) return false;
     value = {to_address<char>(v[0]), static_cast<sjd2::Float>(v[1]), {v[2], v[3], v[4]}, {v[5], v[6], v[7]}};
     return true;
   }

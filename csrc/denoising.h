@@ -9,13 +9,8 @@
 
 namespace sjd2 {
 
-// [rows, slots, dimensions], strides in elements; a table of ids is one row of as many slots.
-struct Embeddings {
-  const char* data;
-  Float type;
-  int64_t size[3];
-  int64_t stride[3];
-};
+// [rows, slots, dimensions]; a table of ids is one row of as many slots.
+using Embeddings = Floats;
 
 // `mean` and `std` are [D].
 struct NoisySlots {

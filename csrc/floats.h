@@ -11,6 +11,14 @@ enum class Float : int64_t { kFloat32, kBfloat16, kFloat16 };
 
 constexpr int64_t size_of(Float type) { return type == Float::kFloat32 ? 4 : 2; }
 
+// A tensor with three axes, strides in elements; no data where there is none.
+struct Floats {
+  const char* data;
+  Float type;
+  int64_t size[3];
+  int64_t stride[3];
+};
+
 inline float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -9,13 +9,8 @@
 
 namespace sjd2 {
 
-// [rows, slots, ids], strides in elements; no data where there are none.
-struct Logits {
-  const char* data;
-  Float type;
-  int64_t size[3];
-  int64_t stride[3];
-};
+// [rows, slots, ids].
+using Logits = Floats;
 
 // Sampling parameters of the rows; `allowed` is [ids], or no data where every id may be drawn.
 struct Processing {
