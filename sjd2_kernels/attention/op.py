@@ -48,6 +48,8 @@ def attention_obstacle(query: torch.Tensor, keys: torch.Tensor) -> str | None:
     """Why the Triton kernels cannot run; ``None`` if they can."""
     if query.shape[3] > WIDEST_HEAD:
         return f"heads are at most {WIDEST_HEAD} wide there, and these are {query.shape[3]}"
+    if keys.shape[2] * keys.stride(2) >= 2**31:  # columns of a row, or of a page, are counted from its first element in 32 bits
+        return f"the columns of a row span fewer than 2^31 elements there, and these {keys.shape[2] * keys.stride(2)}"
     return triton_obstacle(query, keys)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sjd2_kernels import window_attention
+from sjd2_kernels.attention.op import attention_obstacle
 from support.attention import attention_case, obvious_attention, paged
 
 
@@ -72,3 +73,9 @@ def test_heads_that_are_too_wide_are_not_for_the_kernels():
     wide = torch.zeros(1, 1, 1, 300)
     with pytest.raises(RuntimeError, match="window_attention cannot run on 'triton' here: heads are at most 256 wide there, and these are 300"):
         window_attention(wide, wide, wide, torch.zeros(1).long(), backend="triton")
+
+
+def test_rows_that_are_too_long_are_not_for_the_kernels():
+    query = torch.empty(1, 1, 1, 1, device="meta")
+    long = torch.empty_strided((1, 1, 2**20, 1), (2**31, 2**31, 2**11, 1), device="meta")
+    assert attention_obstacle(query, long) == "the columns of a row span fewer than 2^31 elements there, and these 2147483648"
