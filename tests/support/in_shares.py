@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from sjd2 import load_adapter
 from sjd2.decoding import resolve_preset
 from sjd2.training import DraftDistillation, NextCleanTokenModel, NoiseCollator, Trajectory, TuningNoise, record, save_tuned
+from sjd2.training.processes import leave_processes
 from support.tuning import load_model
 
 
@@ -86,4 +87,4 @@ if __name__ == "__main__":
         for name, value in apart.items():
             torch.testing.assert_close(shared[name], value, atol=1e-9, rtol=1e-7, msg=lambda text, place=f"{family}: {name}": f"{place}: {text}")
     print("as it should be", flush=True)
-    state.destroy_process_group()
+    leave_processes()

@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 planned.py MODEL
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sjd2
 from sjd2 import TextToImagePipeline
+from sjd2.training.processes import leave_processes
 
 PROMPTS = ["a red coat on a yellow background", "a bag"]
 CALLS = ({"method": "ar"}, {"method": "mc-sjd", "cache": "paged"}, {"method": "gs-sjd"}, {"method": "sjd2"})
@@ -45,6 +45,4 @@ def tokens(folder: Path, **options: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     print(json.dumps(tokens(Path(sys.argv[1]), **({"tp_plan": "auto"} if "RANK" in os.environ else {}))), flush=True)
-    if torch.distributed.is_initialized():
-        gc.collect()  # a process that ends within its group may be aborted
-        torch.distributed.destroy_process_group()
+    leave_processes()

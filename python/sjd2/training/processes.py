@@ -10,6 +10,7 @@ import atexit
 import gc
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["join_processes", "own_device", "quiet_but_for_one", "sharding_asked_for", "share_of_batch"]
+__all__ = ["join_processes", "leave_processes", "own_device", "quiet_but_for_one", "sharding_asked_for", "share_of_batch"]
 
 #: What ``accelerate launch`` sets for kinds of training that have a runtime of their own.
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
@@ -38,6 +39,9 @@ _INSTEAD = {"fsdp_activation_checkpointing": ", which finetune's own gradient_ch
 
 #: How long a process waits for the others: while one encodes images, more than the ten minutes that PyTorch gives it on GPUs.
 _PATIENCE = timedelta(days=1)
+
+#: For a thread that has microseconds of work left, on a machine however busy.
+_RELEASE_SECONDS = 0.5
 
 
 def _is_set(name: str) -> bool:
@@ -83,16 +87,19 @@ def join_processes(device: torch.device | str | None) -> PartialState:
         if _is_set(name):
             raise ValueError(f"finetune: expected PyTorch's own DDP or FSDP, the launcher asks for {kind}, which is not supported")
     on_cpu = not torch.cuda.is_available() or (device is not None and str(device).startswith("cpu"))
-    atexit.unregister(_leave)
-    atexit.register(_leave)
+    atexit.unregister(leave_processes)
+    atexit.register(leave_processes)
     return PartialState(cpu=on_cpu, timeout=_PATIENCE)
 
 
-def _leave() -> None:
-    """What still waits for other processes when this one ends would abort it."""
+def leave_processes() -> None:
+    """To be called before this process ends, which would be aborted if anything of the group still ran: done or not, it would count as failed."""
     if torch.distributed.is_initialized():
         gc.collect()  # what an interrupted run leaves behind holds on to the group
         torch.distributed.destroy_process_group()
+        # Gloo's threads let go of a collective's tensors after it is done, and outlive the group while a cache of DTensor's has its mesh. PyTorch has
+        # no call that waits for them; one that asks for Python's lock when Python has begun to end takes the process down.
+        time.sleep(_RELEASE_SECONDS)
 
 
 def own_device(device: torch.device | str | None, processes: PartialState) -> torch.device | str | None:
