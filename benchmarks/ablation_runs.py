@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ablation_cells import Cell
 from conditions import conditions, weights_digest
 from sjd2 import TextToImagePipeline
 from sjd2.bench import code_digest
+from sjd2.files import write_atomically
 
 #: Of the conditions, those that another figure has to be run again for.
 DECISIVE = ("device", "torch", "transformers")
@@ -94,9 +94,5 @@ class Runs:
             "tokens_per_forward": torch.tensor([report.tokens_per_forward for report in output.reports], dtype=torch.float64),
             "seconds": seconds,
         }
-        path = self._path(cell)
-        self.work.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        torch.save(figures, partial)
-        partial.replace(path)
+        write_atomically(self._path(cell), lambda scratch: torch.save(figures, scratch))
         return Outcome(**figures)

@@ -134,12 +134,12 @@ def test_what_a_kill_left_of_a_row_is_removed(tmp_path):
     folder = BatchFolder(tmp_path / "out")
     with folder.held({"a": 1}):
         folder.record({"id": "0000000-0", "status": "failed", "error": "x"})
-        with folder.manifest.open("ab") as file:
+        with folder.manifest.path.open("ab") as file:
             file.write(b'{"id": "00000')
     with folder.held({"a": 1}):
         assert folder.recorded() == {"0000000-0": "failed"}
         folder.record({"id": "0000001-0", "status": "failed", "error": "y"})
-    assert [row["id"] for row in folder.rows()] == ["0000000-0", "0000001-0"]
+    assert [row["id"] for row in folder.manifest.rows()] == ["0000000-0", "0000001-0"]
 
 
 def test_a_prompt_that_fails_is_recorded_and_stops_nothing(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_one_bad_prompt_of_a_group_does_not_take_the_others_with_it(tmp_path, mo
 
 
 def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, expected):
-    from sjd2.batch import folder, worker
+    from sjd2.batch import worker
 
     written = []
 
@@ -196,7 +196,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(tmp_path, monk
     assert len(manifest(tmp_path / "out")) == len(pictures(tmp_path / "out")) == 2
     monkeypatch.setattr(worker, "write_atomically", write_atomically)
 
-    monkeypatch.setattr(folder.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert batch(tmp_path, "out", PROMPTS, "--batch-size", "1") == 1
     assert len(manifest(tmp_path / "out")) == 2, "a row that has no room is not there in part"
     monkeypatch.undo()
@@ -252,7 +252,7 @@ def test_pictures_by_another_model_are_not_mixed_in(tmp_path, capsys):
 
 def test_a_job_has_a_place(tmp_path):
     assert BatchFolder(tmp_path).picture(Job(12_345, 2)) == Path("images/0012/0012345-2.png")
-    assert BatchFolder(tmp_path, (1, 4)).manifest.name == "manifest-1-of-4.jsonl"
+    assert BatchFolder(tmp_path, (1, 4)).manifest.path.name == "manifest-1-of-4.jsonl"
 
 
 def test_an_attention_that_cannot_be_used_ends_the_run_and_no_prompt_fails(tmp_path, capsys):

@@ -79,7 +79,7 @@ def _after_readme(folder: Path, names: dict, out: str, err: str) -> None:
 STAGES = {
     "README.md": Stage(after=_after_readme),
     "docs/batch.md": Stage(_prompts),
-    "docs/bench.md": Stage(_prompts),
+    "docs/bench.md": Stage(_prompts, {"--guidance-scale 1 3 --temperature 0.7 1": "--guidance-scale 1 --temperature 0.7 1"}),
     "docs/drop_in.md": Stage(_models, {"518_400": "1_280"}, _after_drop_in),
     "docs/tuning.md": Stage(_prompts, {}, _after_tuning),
 }

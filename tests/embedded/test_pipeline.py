@@ -31,15 +31,15 @@ def test_a_prompt_becomes_a_picture_of_it(pipeline):
 
 
 def test_backgrounds_have_the_colour_asked_for(pipeline):
-    prompts = held_out_prompts(24)
-    output = pipeline(prompts, batch_size=24)
+    prompts = held_out_prompts(16)
+    output = pipeline(prompts, batch_size=16)
     found = background_colour(pipeline.adapter.pixels(output.tokens)).tolist()
     right = sum(list(COLOURS)[index] == parse_prompt(prompt)[2] for index, prompt in zip(found, prompts, strict=True))
-    assert right >= 20  # of 24; the model card has the share over many more
+    assert right >= 13  # of 16; the model card has the share over many more
 
 
 def test_jacobi_gives_the_tokens_of_ar_in_float64(exact_pipeline):
-    prompts = held_out_prompts(8)
+    prompts = held_out_prompts(4)
     expected = exact_pipeline(prompts, method="ar", seed=100).tokens
     for window in (8, 32, 64):
         output = exact_pipeline(prompts, method="jacobi", window=window, seed=100)
@@ -58,8 +58,8 @@ def test_jacobi_gives_the_tokens_of_ar_in_float64_for_64_images(exact_pipeline, 
 
 @pytest.mark.parametrize("method", [name for name in PRESETS if name != "ar"])
 def test_every_method_takes_fewer_forwards_than_ar(pipeline, method):
-    output = pipeline(held_out_prompts(8), method=method)
-    mean = sum(report.tokens_per_forward for report in output.reports) / 8
+    output = pipeline(held_out_prompts(4), method=method)
+    mean = sum(report.tokens_per_forward for report in output.reports) / 4
     assert mean > 1.8
 
 

@@ -11,23 +11,18 @@ what has no row is made again.
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import check_writable, write_atomically
+from ..files import check_writable
+from ..journal import Journal, changes, read_settings, write_settings
 from .jobs import Job
 
 __all__ = ["BatchFolder"]
 
 _RUN = "run.json"
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [f"{name}: {before.get(name)!r} → {now.get(name)!r}" for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 class BatchFolder:
@@ -46,8 +41,8 @@ class BatchFolder:
         if self.folder.is_file():
             raise OSError(f"--output: expected a folder, {self.folder} is a file")
         index, count = shard
-        self.manifest = self.folder / ("manifest.jsonl" if count == 1 else f"manifest-{index}-of-{count}.jsonl")
-        check_writable(self.manifest, "--output")
+        self.manifest = Journal(self.folder / ("manifest.jsonl" if count == 1 else f"manifest-{index}-of-{count}.jsonl"))
+        check_writable(self.manifest.path, "--output")
 
     def picture(self, job: Job) -> Path:
         """Where a job's picture lies, from the folder."""
@@ -61,70 +56,37 @@ class BatchFolder:
             ValueError: what is there was made with other ``settings``, or another process is at it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{self.manifest.stem}.lock").open("w") as lock:
+        with (self.folder / f".{self.manifest.path.stem}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ValueError(f"--output: another process is at work in {self.folder}") from None
             with (self.folder / ".run.lock").open("w") as run:  # several shards may begin at the same moment
                 fcntl.flock(run, fcntl.LOCK_EX)
-                self._settle(json.loads(json.dumps(settings)))
-            self._mend()
+                self._settle(settings)
+            self.manifest.mend()
             yield
 
     def _settle(self, settings: dict[str, Any]) -> None:
         """Write down what is asked for, or compare it with what was."""
         path = self.folder / _RUN
         if not path.exists():
-            text = json.dumps(settings, indent=1) + "\n"
-            write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
-        elif changed := _changes(json.loads(path.read_text(encoding="utf-8")), settings):
-            shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-            raise ValueError(f"--output: {self.folder} holds pictures made with other settings ({shown}); give another folder")
-
-    def _mend(self) -> None:
-        """Remove what a kill left of a row."""
-        if self.manifest.exists():
-            content = self.manifest.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole != len(content):
-                os.truncate(self.manifest, whole)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The manifest."""
-        if self.manifest.exists():
-            with self.manifest.open("rb") as file:
-                yield from map(json.loads, file)
+            write_settings(path, settings)
+        elif changed := changes(read_settings(path), settings):
+            raise ValueError(f"--output: {self.folder} holds pictures made with other settings ({changed}); give another folder")
 
     def recorded(self) -> dict[str, str]:
         """Status of every job that has a row: ``done`` or ``failed``. A picture that is gone counts for nothing."""
         found = {}
-        for row in self.rows():
+        for row in self.manifest.rows():
             if row["status"] != "done" or row["file"] is None or (self.folder / row["file"]).exists():
                 found[row["id"]] = row["status"]
         return found
 
     def keep_only(self, ids: set[str]) -> None:
         """Rewrite the manifest with the rows of ``ids``; the others' pictures are made again."""
-        rows = [row for row in self.rows() if row["id"] in ids]
-
-        def write(scratch: Path) -> None:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-
-        write_atomically(self.manifest, write)
+        self.manifest.replace([row for row in self.manifest.rows() if row["id"] in ids])
 
     def record(self, row: dict[str, Any]) -> None:
         """Append a row; it is on the disk when this returns, or, if there is no room for it, not there at all."""
-        data = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        size = self.manifest.stat().st_size if self.manifest.exists() else 0
-        with self.manifest.open("ab") as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self.manifest, size)
-                raise
+        self.manifest.append(row)

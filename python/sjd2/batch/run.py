@@ -41,7 +41,7 @@ class Progress:
 
     def __init__(self, folder: BatchFolder, total: int, before: int, shown: bool):
         self.folder, self.tally, self._began = folder, Tally(before=before), time.perf_counter()
-        self._model = next((row["model"] for row in folder.rows() if row["status"] == "done"), None)
+        self._model = next((row["model"] for row in folder.manifest.rows() if row["status"] == "done"), None)
         self.bar = tqdm(total=total, initial=before, unit="picture", disable=not shown, smoothing=0.05)
 
     def __call__(self, row: dict[str, Any]) -> None:

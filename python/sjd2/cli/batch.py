@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     }
     with folder.held(asked):
         recorded = folder.recorded()
-        if options.retry_failed or recorded.keys() != {row["id"] for row in folder.rows()}:
+        if options.retry_failed or recorded.keys() != {row["id"] for row in folder.manifest.rows()}:
             recorded = {id_: status for id_, status in recorded.items() if status == "done" or not options.retry_failed}
             folder.keep_only(set(recorded))
         left = list(waiting(jobs, recorded))
