@@ -173,6 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for process in list(_running):
             _stop(process)
+        for half_written in out.glob(".*.partial*"):  # by a step that was cut off
+            half_written.unlink()
     (out / "summary.txt").write_text(summary)
     print(f"\n{summary}", end="")
     return int(any(step["outcome"].startswith(("failed", "cut off")) for step in suite.report.values()))

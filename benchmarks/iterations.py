@@ -23,9 +23,10 @@ from sjd2.attention import choose_attention
 from sjd2.bench.memory import PeakMemory
 from sjd2.cache import CACHES, RaggedCache
 from sjd2.decoding import Preset, TokenLayout
-from sjd2.decoding.graphs import Eager, Graphed, record_cuda_graph
+from sjd2.decoding.graphs import Eager, Graphed
 from sjd2.decoding.parts import PARTS, watch_parts
 from sjd2.decoding.state import Plan, WindowState, begin
+from sjd2.recording import record_cuda_graph
 from sjd2_kernels import LogitsProcessing
 
 #: Iterations before those that count: what is made at its first use, and on a GPU the recording.
@@ -100,7 +101,8 @@ class Halfway:
         capacity = size.prompt - 1 + count + preset.window
         state, cache = begin(plan, prompt, nullcontext(), capacity=capacity)
         sizes = {"rows": 2 * batch, "inputs": preset.window, "columns": capacity, "timesteps": 0}
-        cache.attention = choose_attention("auto", adapter.attention_shape, device, **sizes)
+        record = record_cuda_graph() if device.type == "cuda" else None
+        cache.attention = choose_attention("auto", adapter.attention_shape, device, **sizes, record=record)
         place = count // 2
         # Not in place: these begin as the same tensors as others.
         state.committed, state.remaining = torch.full_like(lengths, place), lengths - place
@@ -178,7 +180,8 @@ class _Spanned:
     """Iterations one operation after the other, under a clock."""
 
     def __init__(self, clock: Clock):
-        self._advance, self._clock, self.columns = Eager(), clock, Eager.columns
+        self._advance, self._clock = Eager(), clock
+        self.columns = self._advance.columns
 
     def __call__(self, *arguments: Any) -> WindowState:
         self._clock.clear()

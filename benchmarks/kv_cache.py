@@ -29,6 +29,9 @@ from sjd2_kernels import kv_append, kv_compact, kv_rollback, paged_kv_append, pa
 HEADS, WIDTH, WINDOW, COMMITTED, ACCEPTED, PAGE = 32, 128, 64, 2000, 4, 16
 CAPACITY = COMMITTED + WINDOW + 48
 
+#: Written before every call that events time: a GPU with nothing to do would time how long the host takes to launch it. More than a cache holds.
+BUSY_BYTES = 2**29
+
 
 @dataclass
 class Workload:
@@ -203,7 +206,8 @@ def _timed(workload: Workload, device: str) -> Callable[[], float]:
     workload.run()
     workload.restore()
     replay = recorded(workload.run) if workload.recordable else None
-    return lambda: gpu_milliseconds(replay or workload.run, 1)[0] / 1e3
+    busy = torch.empty(BUSY_BYTES, dtype=torch.uint8, device=device)
+    return lambda: gpu_milliseconds(replay or workload.run, 1, before=busy.zero_)[0] / 1e3
 
 
 def measure(workload: Workload, copy: Workload, repeats: int, device: str) -> tuple[list[float], list[float]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sjd2.decoding.graphs import record_cuda_graph
+from sjd2.recording import record_cuda_graph
 
 #: Seconds that all repeats of one call may take together, about.
 BUDGET = 0.2

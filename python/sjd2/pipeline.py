@@ -25,6 +25,7 @@ from .decoding.kept import Kept
 from .decoding.memory import Need, fits
 from .decoding.presets import untuned_notice
 from .denoising import NoiseLevels
+from .recording import record_cuda_graph
 
 __all__ = ["ImageReport", "PipelineOutput", "TextToImagePipeline"]
 
@@ -292,7 +293,7 @@ class TextToImagePipeline:
     def _with_best_window(self, run: _Run, prompts: list[str], seeds: list[int], preset: Preset) -> PipelineOutput:
         """Batches with the windows that look best, until the best one is known; then the rest with that."""
         batch = min(run.batch_size, len(prompts))
-        key = (preset, run.grid, run.settings["guidance_scale"] != 1, batch)
+        key = (preset, run.grid, run.settings["guidance_scale"] != 1, batch, run.graphs, run.attention)
         chooser = self._choosers.get(key)
         if chooser is None:
             chooser = self._choosers[key] = run.chooser(prompts, preset, batch)
@@ -340,7 +341,8 @@ class _Run:
             window: Need.of_run(self.adapter, replace(preset, window=window), guided=rows > batch, prompt=longest, count=tokens) for window in windows
         }
         windows = [window for window in windows if fits(needs[window], batch, self.adapter.device)] or windows[:1]
-        return WindowChooser(forward_seconds(self.adapter, layout, windows, rows, self.attention))
+        replays = self.graphs if self.graphs is not None else self.adapter.device.type == "cuda"
+        return WindowChooser(forward_seconds(self.adapter, layout, windows, rows, self.attention, record_cuda_graph() if replays else None))
 
     def __call__(self, prompts: list[str], seeds: list[int], preset: Preset, *, first: int = 0) -> PipelineOutput:
         """Decode and draw; the first prompt is number ``first`` of the call."""

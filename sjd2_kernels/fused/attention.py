@@ -78,9 +78,11 @@ def window_attention_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Inputs × heads ``[BLOCK_M]`` of a group of a row, over one split of the columns that they see."""
-    row, group, split = tl.program_id(2) // groups, tl.program_id(2) % groups, tl.program_id(1)
-    row = row.to(tl.int64)
-    place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # All on one axis of the grid, as the others end at 65,535; tiles of the same keys are neighbours.
+    tiles = tl.cdiv(T * SHARE, BLOCK_M)
+    tile, split, pair = tl.program_id(0) % tiles, tl.program_id(0) // tiles % SPLITS, tl.program_id(0) // (tiles * SPLITS)
+    row, group = (pair // groups).to(tl.int64), pair % groups
+    place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     live = place < T * SHARE
     t, head = place // SHARE, group * SHARE + place % SHARE
     d = tl.arange(0, BLOCK_D)
@@ -96,7 +98,7 @@ def window_attention_kernel(
         timestep = tl.where(level > 0, W - 1 + level, t)  # counted from the first input, as ``ahead`` is
         seen = length + T
     else:
-        seen = length + tl.minimum(T, ((tl.program_id(0) + 1) * BLOCK_M - 1) // SHARE + 1)
+        seen = length + tl.minimum(T, ((tile + 1) * BLOCK_M - 1) // SHARE + 1)
     seen = tl.minimum(seen, S)
     blocks = (seen + BLOCK_N - 1) // BLOCK_N
     first = (split * blocks // SPLITS) * BLOCK_N
@@ -162,7 +164,7 @@ def merge_splits_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One input of one head: the means of the splits, weighted."""
-    pair, place = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    pair, place = (tl.program_id(0) // (T * SHARE)).to(tl.int64), tl.program_id(0) % (T * SHARE)
     split = tl.arange(0, SPLITS_PADDED)
     d = tl.arange(0, BLOCK_D)
     source = (pair * SPLITS + split) * (T * SHARE) + place
@@ -238,7 +240,7 @@ def window_attention_fused(
     part_log = torch.empty(parts, dtype=torch.float32, device=device)
     shared = {"D": width, "SHARE": share, "SPLITS": plan.splits, "BLOCK_D": plan.block_d}
     with torch.cuda.device_of(query):
-        window_attention_kernel[(plan.tiles, plan.splits, rows * groups)](
+        window_attention_kernel[(plan.tiles * plan.splits * rows * groups,)](
             query_ptr=query,
             keys_ptr=keys,
             values_ptr=values,
@@ -267,7 +269,7 @@ def window_attention_fused(
             **launch_options(plan.warps),
         )
         if plan.splits > 1:
-            merge_splits_kernel[(inputs * share, rows * groups)](
+            merge_splits_kernel[(rows * groups * inputs * share,)](
                 part_sum_ptr=part_sum,
                 part_log_ptr=part_log,
                 out_ptr=out,

@@ -20,6 +20,7 @@ from sjd2.denoising import Denoising
 from sjd2_kernels import LogitsProcessing, window_attention
 from support.attention import attention_case
 from support.llama import random_llama, random_prompt, sliced
+from support.tape import Tape
 
 CPU = torch.device("cpu")
 SHAPE = AttentionShape(4, 2, 8, torch.float32)
@@ -181,7 +182,7 @@ def right(module, query, key, value, attention_mask, scaling=None, **named):
 
 def test_the_fastest_of_those_that_are_right_is_chosen(on_cpu, monkeypatch):
     times = {"model": 2.0, "triton": 1.0, "flash": 3.0}
-    monkeypatch.setattr(trial.Layer, "seconds", lambda self, name: times[name])
+    monkeypatch.setattr(trial.Layer, "seconds", lambda self, name, record: times[name])
     assert fastest(monkeypatch, triton=right, flash=right) == "triton"
     times["flash"] = 0.5
     assert fastest(monkeypatch, triton=right, flash=right) == "flash"
@@ -202,6 +203,9 @@ def test_times_are_measured(on_cpu, monkeypatch):
     layer = trial.Layer(SHAPE, CPU, 2, 6, 64, 2)
     assert layer.cache.levels.shape == (2, 4)
     assert 0 < layer.seconds("model") < 10
+    tape = Tape()
+    assert 0 < layer.seconds("triton", tape) < 10
+    assert (tape.recordings, tape.replays) == (1, 4), "replays are timed where iterations are replayed"
     assert torch.allclose(layer.call("model")(), layer.call("triton")(), atol=1e-6)
 
 
@@ -215,11 +219,13 @@ def test_a_gpu_is_measured_once_for_every_shape(monkeypatch):
         return choose_attention("auto", SHAPE, torch.device(device), **({"rows": 2, "inputs": 8, "columns": 40, "timesteps": 0} | changed))
 
     assert chosen() == chosen(columns=400) == "triton"
-    assert asked == [(["model", "triton"], {"rows": 2, "inputs": 8, "columns": 512, "timesteps": 0})]
+    assert asked == [(["model", "triton"], {"rows": 2, "inputs": 8, "columns": 512, "timesteps": 0, "record": None})]
     chosen(inputs=9)
     assert len(asked) == 2
     chosen(paged=True)
     assert asked.pop()[0] == ["triton"], "any other copies all pages first"
+    chosen(record=Tape())
+    assert asked.pop()[1]["record"] is not None, "what is fastest with Python in between may not be without"
     assert chosen("cpu") == "model"
     assert choose_attention("auto", None, torch.device("cuda"), rows=2, inputs=8, columns=40, timesteps=0) == "model"
     assert len(asked) == 2

@@ -12,6 +12,7 @@ from sjd2.decoding import PRESETS, TokenLayout, memory
 from sjd2.decoding.auto_window import WINDOWS, WindowChooser, forward_seconds
 from sjd2.decoding.memory import Need
 from support.llama import random_llama, sliced
+from support.tape import Tape
 
 
 def decode_with(chooser, tokens_per_forward, seconds, images=20):
@@ -75,6 +76,11 @@ def test_forwards_are_timed_over_every_window_and_leave_nothing_behind():
     assert set(seconds) == {8, 16}
     assert all(0 < one < 60 for one in seconds.values())
     assert set(seen) == {((4, 8, 32), 23), ((4, 16, 32), 31)}
+    tape = Tape()
+    seen.clear()
+    assert set(forward_seconds(model, TokenLayout.grid(1, 5, 6), [8, 16], 4, "auto", tape)) == {8, 16}
+    assert (tape.recordings, tape.replays) == (2, 2 * 4), "replays are timed where iterations are replayed"
+    assert seen == 2 * [((4, 8, 32), 23), ((4, 16, 32), 31)], "once to begin with, once recorded"
 
 
 def test_windows_without_room_are_left_out(monkeypatch):

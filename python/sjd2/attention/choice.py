@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from ..recording import Recorder
 from .interface import ATTENTIONS, obstacle
 from .shape import AttentionShape
 from .trial import Layer
@@ -33,7 +34,16 @@ def check_attention(name: str) -> None:
 
 
 def choose_attention(
-    name: str, shape: AttentionShape | None, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int, paged: bool = False
+    name: str,
+    shape: AttentionShape | None,
+    device: torch.device,
+    *,
+    rows: int,
+    inputs: int,
+    columns: int,
+    timesteps: int,
+    paged: bool = False,
+    record: Recorder | None = None,
 ) -> str:
     """The name of the attention of a run; measures, once per process and shape, if ``name`` is ``auto`` and there is a GPU.
 
@@ -45,6 +55,7 @@ def choose_attention(
         inputs: T of a forward, ``timesteps`` of them timestep tokens.
         columns: of the cache.
         paged: it has pages, which ``triton`` alone reads without copying them first.
+        record: iterations are recorded, so it is replays that are measured.
 
     Raises:
         ValueError: an unknown name, or one that cannot be used here; the message says why.
@@ -57,15 +68,24 @@ def choose_attention(
     if shape is None or device.type != "cuda":
         return "model"
     columns = -(-columns // _ROUGHLY) * _ROUGHLY
-    key = (shape, str(device), rows, inputs, columns, timesteps, paged)
+    key = (shape, str(device), rows, inputs, columns, timesteps, paged, record is not None)
     if key not in _found:
         usable = [one for one in (("triton",) if paged else _MEASURED) if obstacle(one, shape, device, timesteps=timesteps > 0) is None]
-        _found[key] = fastest_attention(usable, shape, device, rows=rows, inputs=inputs, columns=columns, timesteps=timesteps)
+        sizes = {"rows": rows, "inputs": inputs, "columns": columns, "timesteps": timesteps}
+        _found[key] = fastest_attention(usable, shape, device, **sizes, record=record)
     return _found[key]
 
 
 def fastest_attention(
-    names: list[str], shape: AttentionShape, device: torch.device, *, rows: int, inputs: int, columns: int, timesteps: int = 0
+    names: list[str],
+    shape: AttentionShape,
+    device: torch.device,
+    *,
+    rows: int,
+    inputs: int,
+    columns: int,
+    timesteps: int = 0,
+    record: Recorder | None = None,
 ) -> str:
     """The fastest of ``names`` (``model`` first) on random numbers; one that fails, or is not right, is left out with a warning."""
     layer = Layer(shape, device, rows, inputs, columns, timesteps)
@@ -80,6 +100,6 @@ def fastest_attention(
         if not off <= tolerance:
             warnings.warn(f"attention: {name} is not used, it is off by {off:.1e} here, and at most {tolerance:.0e} was expected", stacklevel=2)
             continue
-        if (seconds := layer.seconds(name)) < least:
+        if (seconds := layer.seconds(name, record)) < least:
             best, least = name, seconds
     return best

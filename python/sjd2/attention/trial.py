@@ -10,6 +10,7 @@ import torch
 
 from ..cache import RaggedCache
 from ..clock import now
+from ..recording import Recorder, replaying
 from .interface import attention_function, attention_mask
 from .shape import AttentionShape
 
@@ -43,12 +44,18 @@ class Layer:
         mask, attend = attention_mask(name, self.cache, self.inputs), attention_function(name)
         return lambda: attend(self.module, self.query, self.keys, self.values, mask, dropout=0.0, scaling=self.scale)[0]
 
-    def seconds(self, name: str, layers: int = 16, repeats: int = 3) -> float:
-        """Median time of ``layers`` calls one after the other."""
-        taken, call = [], self.call(name)
-        for _ in range(repeats):
-            started = now(self.device)
+    def seconds(self, name: str, record: Recorder | None = None, layers: int = 16, repeats: int = 3) -> float:
+        """Median time of ``layers`` calls one after the other; with a recorder of their replay, which does not wait for Python."""
+        call = self.call(name)
+
+        def forward() -> None:
             for _ in range(layers):
                 call()
-            taken.append(now(self.device) - started)
+
+        run, taken = replaying(forward, record), []
+        for attempt in range(1 + repeats):
+            started = now(self.device)
+            run()
+            if attempt:  # the first one warms up
+                taken.append(now(self.device) - started)
         return statistics.median(taken)

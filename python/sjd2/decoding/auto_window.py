@@ -7,6 +7,7 @@ no part in the choice of its own window, so what is drawn stays exact (condition
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 
 from ..attention import choose_attention
 from ..clock import now
+from ..recording import Recorder, replaying
 from .layout import TokenLayout
 from .model import DecodableModel
 
@@ -79,8 +81,13 @@ class WindowChooser:
         return self.best() in self._seen
 
 
-def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequence[int], rows: int, attention: str = "auto") -> dict[int, float]:
-    """Seconds of a forward of ``rows`` model rows over each window, halfway through an image of ``layout``; the fastest of three."""
+def forward_seconds(
+    model: DecodableModel, layout: TokenLayout, windows: Sequence[int], rows: int, attention: str = "auto", record: Recorder | None = None
+) -> dict[int, float]:
+    """Seconds of a forward of ``rows`` model rows over each window, halfway through an image of ``layout``; the fastest of three.
+
+    With a recorder of its replay: operation by operation, a GPU that waits for Python takes the same for every window.
+    """
     columns, device = layout.forced.shape[1], layout.forced.device
     seconds = dict.fromkeys(windows, math.inf)
     with torch.inference_mode():
@@ -89,14 +96,18 @@ def forward_seconds(model: DecodableModel, layout: TokenLayout, windows: Sequenc
         cache.lengths.fill_(columns // 2)
         embeddings = model.image_embeddings()
         inputs = embeddings.new_zeros(rows, max(windows), embeddings.shape[1])
+
+        def forward(window: int) -> None:
+            cache.extent, cache.attention = columns // 2 + window, attentions[window]
+            model.forward(inputs[:, :window], cache)
+
+        choose = functools.partial(choose_attention, attention, model.attention_shape, device, rows=rows, timesteps=0, record=record)
+        attentions = {window: choose(inputs=window, columns=columns + window) for window in windows}
+        forwards = {window: replaying(functools.partial(forward, window), record) for window in windows}
         for attempt in range(4):
-            for window in windows:
-                cache.extent = columns // 2 + window
-                cache.attention = choose_attention(
-                    attention, model.attention_shape, device, rows=rows, inputs=window, columns=columns + window, timesteps=0
-                )
+            for window, run in forwards.items():
                 started = now(device)
-                model.forward(inputs[:, :window], cache)
+                run()
                 if attempt:  # the first one warms up
                     seconds[window] = min(seconds[window], now(device) - started)
     return seconds

@@ -12,48 +12,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..cache import RaggedCache
+from ..recording import Recorder
 from .loop import iterate
 from .state import Plan, WindowState
 from .statistics import Stopwatch
 
-__all__ = ["Eager", "Graphed", "Recorder", "record_cuda_graph"]
+__all__ = ["Eager", "Graphed", "columns_at_once"]
 
 
-class Recorder(Protocol):
-    """Records what ``work`` does, without doing it; returns what does it."""
-
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        """See the class."""
-        ...
-
-
-def record_cuda_graph() -> Recorder:
-    """Recorder of CUDA graphs that share one pool of memory, for no two of them run at the same time."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(work: Callable[[], None]) -> Callable[[], None]:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=pool):
-                work()
-        except RuntimeError:
-            torch.cuda.set_stream(stream)  # what PyTorch leaves undone where the end of a recording fails
-            raise
-        return graph.replay
-
-    return record
+def columns_at_once(capacity: int) -> int:
+    """Of a cache of ``capacity`` columns: so many that graphs read one of at most eight numbers of them."""
+    return max(64, -(-capacity // (8 * 64)) * 64)
 
 
 class Eager:
-    """One operation after the other."""
+    """One operation after the other.
 
-    #: Columns that attention reads are rounded up to a multiple of this.
-    columns = 16
+    Args:
+        columns: what attention reads is rounded up to a multiple of this.
+    """
+
+    def __init__(self, columns: int = 16):
+        self.columns = columns
 
     def __call__(self, plan: Plan, state: WindowState, cache: RaggedCache, stopwatch: Stopwatch) -> WindowState:
         """The state after one more iteration."""
@@ -107,12 +92,12 @@ class Graphed:
 
     Args:
         record: makes a graph.
-        capacity: columns of the cache, of which a graph reads one of at most eight numbers.
+        capacity: columns of the cache.
     """
 
     def __init__(self, record: Recorder, capacity: int):
         self.record = record
-        self.columns = max(64, -(-capacity // (8 * 64)) * 64)
+        self.columns = columns_at_once(capacity)
         self._plan: Plan | None = None
         self._state: WindowState | None = None
         self._graphs: dict[int, Callable[[], None]] = {}

@@ -18,9 +18,10 @@ from sjd2_kernels import LogitsProcessing
 from ..attention import choose_attention
 from ..cache import PagedCache, RaggedCache, resolve_cache
 from ..denoising.window import Denoiser
+from ..recording import Recorder, record_cuda_graph
 from .admission import admit
 from .compaction import compact as compact_rows
-from .graphs import Eager, Graphed, Recorder, record_cuda_graph
+from .graphs import Eager, Graphed, columns_at_once
 from .kept import COLUMNS, Kept, KeptRun, kind_of_run
 from .layout import TokenLayout
 from .ledger import Ledger
@@ -122,10 +123,14 @@ def _run(
         plan = whole if not waiting else whole.select(ledger.index)
         first = prompt if not waiting else prompt.select(plan.model_rows(ledger.index, batch))
         columns = longest + count + window + extra
-        capacity = columns if recorder is None else -(-columns // COLUMNS) * COLUMNS
+        on_gpu = recorder is not None or whole.seeds.device.type != "cpu"
+        capacity = -(-columns // COLUMNS) * COLUMNS if on_gpu else columns
         state, cache = begin(plan, first, clock.stopwatch, capacity=capacity)
         cache.attention = attention
-        advance = Eager() if recorder is None else Graphed(recorder, cache.capacity)
+        # On a GPU the columns are those of graphs, too: sums over another number of them may be rounded differently.
+        advance = Eager(columns_at_once(cache.capacity)) if on_gpu else Eager()
+        if recorder is not None:
+            advance = Graphed(recorder, cache.capacity)
     reports: dict[int, RowReport] = {}
     iteration, unseen, enough = 0, 0, count  # `enough` iterations finish every row
     while len(reports) < batch:
@@ -192,7 +197,7 @@ def decode(
         finished: called for every row as soon as the host sees its end, with its number, its tokens (int64 ``[n]``) and its report.
         poll_every: iterations between two looks of the host (default 1 on a CPU, 8 elsewhere).
         cache: ``ragged`` or ``paged``; see ``sjd2.cache``. The tokens are the same.
-        compact: let finished rows leave the batch where the host looks. The tokens are the same.
+        compact: let finished rows leave the batch where the host looks. The tokens are the same, as far as a model rounds alike for fewer rows.
         rules: what else decides what is drawn and where rows end.
         graphs: replay iterations as CUDA graphs (default: on a GPU, unless there are ``rules``, whose Python no graph could hold). The tokens are the
             same; reports have no ``forward_seconds`` then. A ``Recorder`` of another kind takes its place.
@@ -256,6 +261,7 @@ def decode(
     with torch.inference_mode():
         if preset.denoising is not None:
             plan = replace(plan, denoiser=Denoiser(preset.denoising, preset.window, model, seeds.device, structural=structural))
+        recorder = (record_cuda_graph() if graphs is True else graphs) or None
         attention = choose_attention(
             attention,
             model.attention_shape,
@@ -265,8 +271,8 @@ def decode(
             columns=width - 1 + count + preset.window + extra,
             timesteps=extra,
             paged=plan.cache is PagedCache,
+            record=recorder,
         )
-        recorder = (record_cuda_graph() if graphs is True else graphs) or None
         kind = None if kept is None or recorder is None else kind_of_run(plan, attention)
         previous = None if kept is None or recorder is None else kept.take(kind)
         if previous is not None and not previous.fits(places * rows // batch, width - 1 + count + preset.window + extra):
