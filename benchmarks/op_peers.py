@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -110,4 +111,45 @@ def vllm(window: Window) -> Contender:
     return Contender("vllm 'apply_top_k_top_p_triton' (search only)", call, agrees, whole=False)
 
 
-PEERS = (flashinfer, sglang, vllm)
+def vllm_rejection(window: Window) -> Contender:
+    """From ready logits, guided and cut to the top-k: softmax, accept and resample, for requests that all have a full window of drafts."""
+    from vllm.v1.sample.rejection_sampler import rejection_sample as peer
+
+    p, q = window.probabilities()
+    drafts = window.arguments["drafts"]
+    batch, slots = drafts.shape
+    vocab, device = p.shape[-1], p.device
+    logits, flat = p.log().view(-1, vocab), drafts.flatten().int()
+    ends = torch.arange(1, batch + 1, dtype=torch.int32, device=device) * slots
+    bonus = torch.zeros(batch, 1, dtype=torch.int32, device=device)
+    settings = SimpleNamespace(all_greedy=False, all_random=True, temperature=torch.ones(batch, device=device), generators={})
+
+    def call() -> torch.Tensor:
+        return peer(
+            draft_token_ids=flat,
+            num_draft_tokens=[slots] * batch,
+            max_spec_len=slots,
+            cu_num_draft_tokens=ends,
+            draft_probs=q.view(-1, vocab),
+            target_logits=logits,
+            bonus_token_ids=bonus,
+            sampling_metadata=settings,
+        )
+
+    def agrees() -> bool:
+        """Drafts up to the first rejection, which is where p was less than q, and there a token of the residual; -1 behind it."""
+        found = call().long()[:, :-1]
+        accepted = (found == drafts).long().cumprod(1).bool()
+        over = accepted.all(1)
+        at = accepted.sum(1).clamp(max=slots - 1)[:, None]
+        ours, theirs = (one.gather(1, at[..., None].expand(-1, -1, vocab)).squeeze(1) for one in (p, q))
+        token, draft = found.gather(1, at), drafts.gather(1, at)
+        residual = (ours - theirs).gather(1, token.clamp(min=0)).squeeze(1) > 0
+        doubted = (ours < theirs).gather(1, draft).squeeze(1)
+        behind = torch.arange(slots, device=device) > at
+        return bool((over | residual & doubted & (found == -1).where(behind, True).all(1)).all())
+
+    return Contender("vllm 'rejection_sample' (from ready logits)", call, agrees, whole=False)
+
+
+PEERS = (flashinfer, sglang, vllm, vllm_rejection)

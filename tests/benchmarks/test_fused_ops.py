@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from functools import partial
 from types import ModuleType
 
 import fused_ops
@@ -59,7 +60,7 @@ def test_every_op_is_timed_by_its_definition_and_what_is_compiled_for_a_cpu(tmp_
 def test_what_cannot_run_is_a_row_that_says_why(tmp_path):
     _, rows = run(tmp_path)
     why = {row["implementation"]: row["not run"] for row in rows if "not run" in row}
-    assert set(why) == {"sjd2 triton", "flashinfer", "sglang", "vllm"}
+    assert set(why) == {"sjd2 triton", "flashinfer", "sglang", "vllm", "vllm_rejection"}
     assert "Triton" in why["sjd2 triton"]
 
 
@@ -110,18 +111,63 @@ def chain(
         accept_token_num[row] = step - 1
 
 
-def test_sglang_is_asked_for_a_chain_and_gives_the_definitions_acceptances(monkeypatch):
-    name = "sglang.kernels.ops.speculative.reject_sampling"
+def install(monkeypatch, name: str, **contents) -> None:
+    """A module that is not there."""
     for end in range(1, name.count(".") + 2):
         module = ModuleType(".".join(name.split(".")[:end]))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    sys.modules[name].chain_speculative_sampling_triton = chain
+    vars(sys.modules[name]).update(contents)
+
+
+def test_sglang_is_asked_for_a_chain_and_gives_the_definitions_acceptances(monkeypatch):
+    name = "sglang.kernels.ops.speculative.reject_sampling"
+    install(monkeypatch, name, chain_speculative_sampling_triton=chain)
     window = Window(3, 6, 40, torch.device("cpu"))
     contender = op_peers.sglang(window)
     assert contender.agrees()
     assert 0 < int(contender.call().sum()) < 3 * 6, "some drafts are accepted and some are not"
     sys.modules[name].chain_speculative_sampling_triton = lambda **named: named["accept_token_num"].fill_(7)
     assert not op_peers.sglang(window).agrees()
+
+
+def rejection_sample(
+    draft_token_ids,
+    num_draft_tokens,
+    max_spec_len,
+    cu_num_draft_tokens,
+    draft_probs,
+    target_logits,
+    bonus_token_ids,
+    sampling_metadata,
+    *,
+    accept_below=1.0,
+    sign=1,
+):
+    """What vLLM's function of that name does with the arguments that it has, one request at a time."""
+    assert sampling_metadata.all_random
+    assert not sampling_metadata.generators
+    found = torch.full((len(num_draft_tokens), max_spec_len + 1), -1, dtype=torch.int32)
+    generator = torch.Generator().manual_seed(0)
+    for row, (end, count) in enumerate(zip(cu_num_draft_tokens.tolist(), num_draft_tokens, strict=True)):
+        for step, at in enumerate(range(end - count, end)):
+            p, q, draft = target_logits[at].softmax(-1), draft_probs[at], draft_token_ids[at]
+            if accept_below * torch.rand((), generator=generator) * q[draft] <= p[draft]:
+                found[row, step] = draft
+                continue
+            found[row, step] = torch.multinomial((sign * (p - q)).clamp(min=0) + 1e-12, 1, generator=generator)
+            break
+        else:
+            found[row, count] = bonus_token_ids[row]
+    return found
+
+
+@pytest.mark.parametrize(("wrong", "right"), [({}, True), ({"accept_below": 50.0}, False), ({"sign": -1}, False)])
+def test_vllm_is_asked_for_whole_windows_and_what_cannot_be_is_seen(monkeypatch, wrong, right):
+    install(monkeypatch, "vllm.v1.sample.rejection_sampler", rejection_sample=partial(rejection_sample, **wrong))
+    contender = op_peers.vllm_rejection(Window(24, 6, 40, torch.device("cpu")))
+    assert contender.agrees() == right
+    lengths = (contender.call() >= 0).sum(1)
+    assert 1 <= lengths.min() < lengths.max(), "some drafts are accepted and some are not"
 
 
 def test_a_peer_that_breaks_ends_itself_and_not_the_run(tmp_path, monkeypatch):
