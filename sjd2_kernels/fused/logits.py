@@ -49,7 +49,10 @@ def scaled_logits(
     if HAS_ALLOWED:
         allowed = tl.load(allowed_ptr + ids, mask=mask, other=0)
         z = tl.where(allowed != 0, z, float("-inf"))
-    return tl.div_rn(z, temperature)
+    # A rounded division takes as many instructions as all the rest, and nearly always it is by 1.
+    if tl.max((temperature != 1.0).to(tl.int32)) > 0:
+        z = tl.div_rn(z, temperature)
+    return z
 
 
 @triton.jit

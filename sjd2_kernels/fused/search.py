@@ -31,6 +31,34 @@ def kth_largest(key, k):
 
 
 @triton.jit
+def border_above(z, maximum, most):
+    """A border of ``z [1, N]`` with at most ``most`` values above it and, if they differ enough, at least three quarters of ``most``.
+
+    Any such border serves, so halving the range from the mean to the ``maximum [1]`` takes a few steps where the exact one takes some twenty. Ranges
+    that no halving of values gets over in time (a mask of −1e38, say) are halved in the order of floats.
+    """
+    finite = z > float("-inf")
+    count = tl.sum(finite.to(tl.int32), axis=1)
+    mean = tl.div_rn(tl.sum(tl.where(finite, z, 0.0), axis=1), tl.maximum(count, 1).to(tl.float32))
+    high = maximum
+    low = tl.minimum(tl.maximum(mean, -1.7e38), high)
+    few = count <= most
+    step = 0
+    going = tl.max((few == 0).to(tl.int32), axis=0)
+    while going > 0:
+        low_key, high_key = ordered_key(low), ordered_key(high)
+        middle = key_value((low_key & high_key) + ((low_key ^ high_key) >> 1))
+        middle = tl.where(step < 8, 0.5 * low + 0.5 * high, middle)
+        between = (middle > low) & (middle < high)
+        above = tl.sum((z > middle[:, None]).to(tl.int32), axis=1)
+        low = tl.where(above > most, middle, low)
+        high = tl.where((above <= most) & between, middle, high)
+        step += 1
+        going = tl.max((between & ((above > most) | (above < most - most // 4))).to(tl.int32), axis=0)
+    return tl.where(few, float("-inf"), high)
+
+
+@triton.jit
 def nucleus_threshold(key, mass, target):
     """The largest key at and above which the masses ``[R, N]`` reach ``target [R]``."""
     weight = tl.min(key * 0, axis=1) + LOWEST_KEY

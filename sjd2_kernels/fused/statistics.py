@@ -9,8 +9,8 @@ A longer row is split over programs, and again read once:
     split_sweep_kernel         4 B per id, plus 2 B for each of the candidates that it leaves, ``CANDIDATES`` per row at most
     split_merge_kernel         the candidates of a row, gathered again: at most 2 · CANDIDATES loads of 32 B sectors per row
 
-Every split leaves its highest ids as candidates, so their union holds the highest ids of the row down to the highest of the splits' own borders;
-a threshold strictly above all of them is exact. In the rare row where it is not (top-k or a nucleus of about as many ids as there
+Every split leaves the ids above a border of its own as candidates, so their union holds all ids of the row above the highest of these borders; a
+threshold above it is exact. In the rare row where it is not (top-k or a nucleus of about as many ids as there
 are candidates, or nearly all of them in one split) the merging program searches by sweeping the row, which is slow and as exact.
 The number of splits follows from V alone and partial results are combined in a fixed order. Not
 measured on a GPU.
@@ -21,7 +21,7 @@ import triton.language as tl
 
 from .accept import BAD, accept
 from .logits import LOWEST_KEY, key_value, ordered_key, scaled_logits
-from .search import borders, kth_largest, nth_tied
+from .search import border_above, borders
 from .sweeps import border_by_sweeps
 
 
@@ -142,7 +142,7 @@ def split_sweep_kernel(
     part_usable_ptr,
     part_bad_ptr,
     part_border_ptr,
-    candidates_ptr,  # int16 [rows, SPLITS, PER_SPLIT], written: ids within the split, rising
+    candidates_ptr,  # int16 [rows, SPLITS, PER_SPLIT], written: ids within the split, rising, and −1 behind them
     W,
     vocab,
     stride_b,
@@ -186,20 +186,14 @@ def split_sweep_kernel(
         usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
     tl.store(part_usable_ptr + part, tl.sum(usable.to(tl.float32), axis=1))
     if SEARCH:
-        key = tl.where(present, ordered_key(z), LOWEST_KEY)
-        length = tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
-        wanted = tl.full([1], PER_SPLIT, tl.int32)
-        # A split without more ids than places leaves all of them, and relies on nothing.
-        everything = length <= PER_SPLIT
-        border = kth_largest(key, tl.where(everything, 0, wanted))
-        border = tl.where(everything, LOWEST_KEY, border)
-        above = present & (key > border[:, None])
-        tied = present & (key == border[:, None])
-        cut = nth_tied(tied, local, wanted - tl.sum(above.to(tl.int32), axis=1), ID_BITS)
-        chosen = above | (tied & (local <= cut[:, None]))
-        place = tl.cumsum(chosen.to(tl.int32), axis=1) - 1
-        tl.store(candidates_ptr + part[:, None] * PER_SPLIT + place, local.to(tl.int16), mask=chosen)
-        tl.store(part_border_ptr + part, border)
+        border = border_above(z, base, PER_SPLIT)
+        chosen = z > border[:, None]
+        count = tl.cumsum(chosen.to(tl.int32), axis=1)
+        candidates = candidates_ptr + part[:, None] * PER_SPLIT
+        tl.store(candidates + count - 1, local.to(tl.int16), mask=chosen)
+        place = tl.arange(0, PER_SPLIT)[None, :]
+        tl.store(candidates + place, tl.full([1, PER_SPLIT], -1, tl.int16), mask=place >= tl.sum(chosen.to(tl.int32), axis=1)[:, None])
+        tl.store(part_border_ptr + part, ordered_key(border))
 
 
 @triton.jit
@@ -284,9 +278,9 @@ def split_merge_kernel(
     logsumexp = maximum + tl.log(row_mass)
     if TOP_K or TOP_P:
         index = tl.arange(0, SPLITS_PADDED * PER_SPLIT)[None, :]
-        of_split, place = index // PER_SPLIT, index % PER_SPLIT
-        present = (of_split < SPLITS) & (place < vocab - of_split * BLOCK_V)
-        local = tl.load(candidates_ptr + row[:, None] * (SPLITS * PER_SPLIT) + index, mask=present, other=0)
+        of_split = index // PER_SPLIT
+        local = tl.load(candidates_ptr + row[:, None] * (SPLITS * PER_SPLIT) + index, mask=of_split < SPLITS, other=-1)
+        present = local >= 0
         ids = of_split * BLOCK_V + local.to(tl.int32)
         z = scaled_logits(
             logits_ptr, uncond_ptr, allowed_ptr,
@@ -295,6 +289,7 @@ def split_merge_kernel(
         )  # fmt: skip
         z = tl.where(z < float("inf"), z, float("-inf"))
         threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P, ID_BITS)
+        relied = tl.where((top_k < vocab) & (tl.sum(present.to(tl.int32), axis=1) < top_k), LOWEST_KEY, relied)
         left_out = tl.max(tl.load(part_border_ptr + part, mask=exists, other=LOWEST_KEY), axis=1)
         if tl.max((relied <= left_out).to(tl.int32), axis=0) > 0:
             k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
