@@ -14,6 +14,7 @@ VERIFY = tl.constexpr(0)
 ACCEPTED = tl.constexpr(1)
 RATIO_KEPT = tl.constexpr(2)
 BAD = tl.constexpr(4)
+SUMMED = tl.constexpr(8)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
     accepted slots             nothing is read
     fresh draws from p         4 B per id with two half-precision inputs, for these rows only
     residual draws             8 B per id (p and q), for these rows only
+    either, sums being there   the block that is drawn from: a row over several programs whose candidates hold all of p (``statistics.py``)
     frozen-noise draws         4 B per id and a quarter of a Philox call
 
 Draws follow ``sampling/inverse_cdf.py``: a program sums p (and max(0, p − q)) over blocks of ``BLOCK`` ids and leaves one number per block;
@@ -14,7 +15,7 @@ atomics. Not measured on a GPU.
 import triton
 import triton.language as tl
 
-from .accept import ACCEPTED, BAD, Q_NONE, RATIO_KEPT, draft_probability
+from .accept import ACCEPTED, BAD, Q_NONE, RATIO_KEPT, SUMMED, draft_probability
 from .logits import gumbel_from_uniform, is_kept, philox, probability, scaled_logits, uniform_from_bits
 
 RULE_FRESH = tl.constexpr(0)
@@ -193,13 +194,16 @@ def draw_kernel(
     draws = (mode == FRESH) | (mode == RESIDUAL)
     any_draws = tl.max(draws.to(tl.int32), axis=0) > 0
     any_residual = tl.max((mode == RESIDUAL).to(tl.int32), axis=0) > 0
+    any_sweeps = any_draws
+    if VERIFY:
+        any_sweeps = tl.max((draws & ((flags & SUMMED) == 0)).to(tl.int32), axis=0) > 0
     best = tl.where(live, float("-inf"), float("-inf"))
     best_id = (row * 0).to(tl.int32) + vocab
     first = split * PER_SPLIT
     end = tl.minimum(first + PER_SPLIT, BLOCKS)
     index = tl.arange(0, BLOCK)[None, :]
     if RULE != RULE_GUMBEL:
-        if any_draws:
+        if any_sweeps:
             for block in range(first, end):
                 ids = block * BLOCK + index
                 wanted = draws[:, None] & (ids < vocab)

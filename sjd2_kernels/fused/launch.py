@@ -163,8 +163,13 @@ def _statistics(
     counters: torch.Tensor,
     accept: dict[str, torch.Tensor] | None,
     log_keep_ratio: float,
+    masses: torch.Tensor | None = None,
+    draws: DrawPlan | None = None,
 ) -> RowStatistics:
-    """One launch for rows that fit a program, two for longer ones; with ``accept`` the drafts are judged on the way."""
+    """One launch for rows that fit a program, two for longer ones; with ``accept`` the drafts are judged on the way.
+
+    With ``masses`` a longer row's candidates leave the sums there that the draws of this plan begin with.
+    """
     batch, window, vocab = shape
     rows = batch * window
     device = counters.device
@@ -229,6 +234,10 @@ def _statistics(
         BLOCK_V=plan.block,
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
+        masses_ptr=counters if masses is None else masses,
+        SUM=masses is not None and (top_k or top_p),
+        BLOCK=plan.block if draws is None else draws.block,
+        BLOCKS=1 if draws is None else draws.blocks,
         **launch_options(16),
     )
     return result
@@ -275,10 +284,12 @@ def verify_fused(
         statistics = RowStatistics(*(torch.empty(batch, window, dtype=dtype, device=device) for dtype in (torch.float32, torch.int64, torch.float32)))
         return tokens, kept, committed.zero_(), statistics, invalid.zero_()
     with torch.cuda.device_of(logits):
+        frozen = rule is Rule.GUMBEL
+        scratch = _allocate(plan.scratch(rows, not frozen, rule in (Rule.GUMBEL, Rule.GUMBEL_TAIL)), device)
         statistics = _statistics(
-            inputs, processing, (batch, window, vocab), counters=counters, accept=slots, log_keep_ratio=log_keep_ratio
+            inputs, processing, (batch, window, vocab), counters=counters, accept=slots, log_keep_ratio=log_keep_ratio,
+            masses=None if frozen else scratch["masses_ptr"], draws=plan,
         )  # fmt: skip
-        scratch = _allocate(plan.scratch(rows, rule is not Rule.GUMBEL, rule in (Rule.GUMBEL, Rule.GUMBEL_TAIL)), device)
         padded_window = next_power(window)
         draw_kernel[(-(-rows // plan.rows), plan.splits)](
             **inputs.pointers,

@@ -19,6 +19,7 @@ def launch_options(warps: int) -> dict[str, int | bool]:
 
 
 LOWEST_KEY = tl.constexpr(-(2**31))
+MASKED_KEY = tl.constexpr(-2139095041)  # of −inf
 HIGHEST_KEY = tl.constexpr(2**31 - 1)
 
 

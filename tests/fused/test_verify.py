@@ -61,7 +61,7 @@ def test_split_rows(rule, search, device, launches, small_splits):
     compare_verify(case, rule, device)
     assert [name for name, *_ in launches] == SPLIT_PATH
     assert launches[0][1] == (4, 6)
-    assert launches[2][1] == (4, 2), "the draws of a row are split as well"
+    assert launches[2][1] == (4, 6), "the draws of a row are split as well"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,26 @@ def test_high_logits_crowded_in_one_split_are_found_by_a_sweep(device, sweeps, s
 
 def test_enough_candidates_mean_no_sweep(device, sweeps, small_splits):
     compare_verify(random_window(1, 3, 1300, top_k=12, top_p=0.9, guided=True), Rule.COUPLED, device)
+    assert not sweeps
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        (lambda z: z.masked_fill(torch.arange(1300) % 5 > 0, torch.finfo(torch.float32).min), {}),
+        (lambda z: z.masked_fill(torch.arange(1300) % 11 > 0, -torch.inf), {}),
+        (lambda z: z + 10_000, {}),
+        (lambda z: z - 10_000, {}),
+        (lambda z: z**3, {}),
+        (lambda z: z, {"temperature": 0.01}),
+        (lambda z: z, {"temperature": 50.0}),
+    ],
+    ids=["masked by a number", "masked", "high", "low", "heavy tails", "cold", "hot"],
+)
+def test_whatever_logits_look_like_the_splits_leave_enough_candidates(change, settings, device, sweeps, small_splits):
+    logits, uncond, processing, arguments = random_window(1, 3, 1300, top_k=60, **settings)
+    assert uncond is None
+    compare_verify((change(logits), None, processing, arguments), Rule.COUPLED, device)
     assert not sweeps
 
 
