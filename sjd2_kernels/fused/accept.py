@@ -14,7 +14,7 @@ VERIFY = tl.constexpr(0)
 ACCEPTED = tl.constexpr(1)
 RATIO_KEPT = tl.constexpr(2)
 BAD = tl.constexpr(4)
-SUMMED = tl.constexpr(8)
+COMPLETE = tl.constexpr(8)  # all ids that may be drawn are among the row's candidates
 
 
 @triton.jit

@@ -3,8 +3,10 @@
     accepted slots             nothing is read
     fresh draws from p         4 B per id with two half-precision inputs, for these rows only
     residual draws             8 B per id (p and q), for these rows only
-    either, sums being there   the block that is drawn from: a row over several programs whose candidates hold all of p (``statistics.py``)
     frozen-noise draws         4 B per id and a quarter of a Philox call
+
+A row over several programs whose candidates (``statistics.py``) hold all that may be drawn is not read again: instead of its ids they are, and the
+block that the token is in.
 
 Draws follow ``sampling/inverse_cdf.py``: a program sums p (and max(0, p − q)) over blocks of ``BLOCK`` ids and leaves one number per block;
 the last of a row's programs to arrive picks the block with the row's one uniform and looks at that block again. The last program of all
@@ -15,7 +17,8 @@ atomics. Not measured on a GPU.
 import triton
 import triton.language as tl
 
-from .accept import ACCEPTED, BAD, Q_NONE, RATIO_KEPT, SUMMED, draft_probability
+from .accept import ACCEPTED, BAD, COMPLETE, Q_NONE, RATIO_KEPT, draft_probability
+from .candidates import GUMBEL, load_candidates, noisy_candidates, store_block_sums
 from .logits import gumbel_from_uniform, is_kept, philox, probability, scaled_logits, uniform_from_bits
 
 RULE_FRESH = tl.constexpr(0)
@@ -29,8 +32,6 @@ RESIDUAL = tl.constexpr(1)
 FRESH = tl.constexpr(2)
 FROZEN = tl.constexpr(3)
 
-GUMBEL = tl.constexpr(1)  # Purpose.GUMBEL
-
 
 @triton.jit
 def _first_above(masses, running, target, index, size):
@@ -38,6 +39,15 @@ def _first_above(masses, running, target, index, size):
     positive = masses > 0.0
     first = tl.min(tl.where(positive & (running > target[:, None]), index, size), axis=1)
     return tl.minimum(first, tl.max(tl.where(positive, index, 0), axis=1))
+
+
+@triton.jit
+def _better(noisy, ids, best, best_id, vocab):
+    """The best so far, and its id; of equal ones the lowest."""
+    top = tl.max(noisy, axis=1)
+    top_id = tl.min(tl.where(noisy == top[:, None], ids, vocab), axis=1)
+    better = (top > best) | ((top == best) & (top_id < best_id))
+    return tl.where(better, top, best), tl.where(better, top_id, best_id)
 
 
 @triton.jit
@@ -94,6 +104,7 @@ def draw_kernel(
     seeds_ptr,
     iteration_ptr,
     position_ptr,  # [B]; [B, W] without VERIFY
+    candidates_ptr,  # int16 [rows, splits of the statistics, CANDIDATES]
     masses_ptr,  # [rows, 2, BLOCKS], scratch: block sums of p and of the residual
     best_value_ptr,  # [rows, SPLITS], scratch: best of the frozen draw
     best_id_ptr,
@@ -127,6 +138,8 @@ def draw_kernel(
     PER_SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,
+    CANDIDATES: tl.constexpr,  # per split of the statistics, 0 without any
+    SPLIT: tl.constexpr,
     BATCH_ROWS: tl.constexpr,
     W_PADDED: tl.constexpr,
     VERIFY: tl.constexpr,
@@ -194,16 +207,39 @@ def draw_kernel(
     draws = (mode == FRESH) | (mode == RESIDUAL)
     any_draws = tl.max(draws.to(tl.int32), axis=0) > 0
     any_residual = tl.max((mode == RESIDUAL).to(tl.int32), axis=0) > 0
-    any_sweeps = any_draws
-    if VERIFY:
-        any_sweeps = tl.max((draws & ((flags & SUMMED) == 0)).to(tl.int32), axis=0) > 0
+    any_frozen = tl.max((mode == FROZEN).to(tl.int32), axis=0) > 0
+    complete = False
+    if CANDIDATES > 0:
+        complete = tl.max(flags & COMPLETE, axis=0) > 0
     best = tl.where(live, float("-inf"), float("-inf"))
     best_id = (row * 0).to(tl.int32) + vocab
     first = split * PER_SPLIT
     end = tl.minimum(first + PER_SPLIT, BLOCKS)
     index = tl.arange(0, BLOCK)[None, :]
+    if CANDIDATES > 0:
+        if complete:
+            if any_draws | any_frozen:
+                for part in range(first * BLOCK // SPLIT, tl.cdiv(end * BLOCK, SPLIT)):
+                    z, local = load_candidates(
+                        candidates_ptr, logits_ptr, uncond_ptr, allowed_ptr, row, part, offset, uncond_offset, stride_v, uncond_stride_v, scale,
+                        temperature, (BLOCKS * BLOCK + SPLIT - 1) // SPLIT, CANDIDATES, SPLIT, HAS_UNCOND, HAS_ALLOWED,
+                    )  # fmt: skip
+                    if RULE != RULE_GUMBEL:
+                        if any_draws:
+                            store_block_sums(
+                                masses_ptr + row * (2 * BLOCKS), z, local, part, threshold, cut, logsumexp,
+                                last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
+                                mode == RESIDUAL, b, W, source, draft, uniform_log, scale, temperature,
+                                last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
+                                SPLIT, BLOCK, BLOCKS, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
+                            )  # fmt: skip
+                    if RULE == RULE_GUMBEL or RULE == RULE_GUMBEL_TAIL:
+                        if any_frozen:
+                            ids = part * SPLIT + local
+                            noisy = noisy_candidates(z, ids, threshold, cut, logsumexp, seed, position)
+                            best, best_id = _better(noisy, ids, best, best_id, vocab)
     if RULE != RULE_GUMBEL:
-        if any_sweeps:
+        if any_draws & (complete == 0):
             for block in range(first, end):
                 ids = block * BLOCK + index
                 wanted = draws[:, None] & (ids < vocab)
@@ -228,7 +264,7 @@ def draw_kernel(
                         residual = tl.where(wanted, tl.maximum(p - q, 0.0), 0.0)
                         tl.store(sum_ptr + BLOCKS, tl.sum(residual, axis=1), mask=rejected)
     if RULE == RULE_GUMBEL or RULE == RULE_GUMBEL_TAIL:
-        if tl.max((mode == FROZEN).to(tl.int32), axis=0) > 0:
+        if any_frozen & (complete == 0):
             for block in range(first, end):
                 # All four words of a Philox call serve four neighbouring ids.
                 quad = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]
@@ -243,12 +279,9 @@ def draw_kernel(
                     )  # fmt: skip
                     possible = wanted & is_kept(z, threshold[:, None], cut[:, None], ids) & (z < float("inf"))
                     noisy = z - logsumexp[:, None] + gumbel_from_uniform(uniform_from_bits(words[lane]))
-                    noisy = tl.where(possible, noisy, float("-inf"))
-                    top = tl.max(noisy, axis=1)
-                    top_id = tl.min(tl.where(noisy == top[:, None], ids, vocab), axis=1)
-                    better = (top > best) | ((top == best) & (top_id < best_id))
-                    best, best_id = tl.where(better, top, best), tl.where(better, top_id, best_id)
-            if SPLITS > 1:
+                    best, best_id = _better(tl.where(possible, noisy, float("-inf")), ids, best, best_id, vocab)
+        if SPLITS > 1:
+            if any_frozen:
                 tl.store(best_value_ptr + row * SPLITS + split, best, mask=live)
                 tl.store(best_id_ptr + row * SPLITS + split, best_id, mask=live)
 

@@ -23,7 +23,7 @@ __all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fuse
 
 #: Longest row that one program holds in its registers without spilling.
 SINGLE = 8_192
-#: Ids per program of a longer row: 16 a thread.
+#: Ids per program of a longer row: 32 a thread, so that what is done once per thread counts little.
 SPLIT = 4_096
 #: Candidates per row that the splits leave together.
 CANDIDATES = 8_192
@@ -72,7 +72,7 @@ def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
         warps = 4 if block * rows <= 2048 else 8 if block * rows <= 4096 else 16
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
-    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 8)
+    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 4)
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,8 @@ def _statistics(
     counters: torch.Tensor,
     accept: dict[str, torch.Tensor] | None,
     log_keep_ratio: float,
-    masses: torch.Tensor | None = None,
-    draws: DrawPlan | None = None,
-) -> RowStatistics:
-    """One launch for rows that fit a program, two for longer ones; with ``accept`` the drafts are judged on the way.
-
-    With ``masses`` a longer row's candidates leave the sums there that the draws of this plan begin with.
-    """
+) -> tuple[RowStatistics, torch.Tensor | None]:
+    """One launch for rows that fit a program, two for longer ones, which leave candidates; with ``accept`` the drafts are judged on the way."""
     batch, window, vocab = shape
     rows = batch * window
     device = counters.device
@@ -209,10 +204,11 @@ def _statistics(
     }
     if plan.splits == 1:
         row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, **launch_options(plan.warps))
-        return result
+        return result, None
     parts = _allocate(plan.scratch(rows, top_k or top_p), device)
     split_sweep_kernel[(rows, plan.splits)](
         **inputs.pointers,
+        top_k_ptr=common["top_k_ptr"],
         **parts,
         W=window,
         vocab=vocab,
@@ -234,13 +230,9 @@ def _statistics(
         BLOCK_V=plan.block,
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
-        masses_ptr=counters if masses is None else masses,
-        SUM=masses is not None and (top_k or top_p),
-        BLOCK=plan.block if draws is None else draws.block,
-        BLOCKS=1 if draws is None else draws.blocks,
         **launch_options(16),
     )
-    return result
+    return result, parts["candidates_ptr"] if top_k or top_p else None
 
 
 def verify_fused(
@@ -284,12 +276,10 @@ def verify_fused(
         statistics = RowStatistics(*(torch.empty(batch, window, dtype=dtype, device=device) for dtype in (torch.float32, torch.int64, torch.float32)))
         return tokens, kept, committed.zero_(), statistics, invalid.zero_()
     with torch.cuda.device_of(logits):
-        frozen = rule is Rule.GUMBEL
-        scratch = _allocate(plan.scratch(rows, not frozen, rule in (Rule.GUMBEL, Rule.GUMBEL_TAIL)), device)
-        statistics = _statistics(
-            inputs, processing, (batch, window, vocab), counters=counters, accept=slots, log_keep_ratio=log_keep_ratio,
-            masses=None if frozen else scratch["masses_ptr"], draws=plan,
+        statistics, candidates = _statistics(
+            inputs, processing, (batch, window, vocab), counters=counters, accept=slots, log_keep_ratio=log_keep_ratio
         )  # fmt: skip
+        scratch = _allocate(plan.scratch(rows, rule is not Rule.GUMBEL, rule in (Rule.GUMBEL, Rule.GUMBEL_TAIL)), device)
         padded_window = next_power(window)
         draw_kernel[(-(-rows // plan.rows), plan.splits)](
             **inputs.pointers,
@@ -311,7 +301,8 @@ def verify_fused(
             end_id=end_id,
             **inputs.strides,
             **inputs.last_strides,
-            **_draw_constants(plan),
+            **_draw_constants(plan, candidates),
+            candidates_ptr=counters if candidates is None else candidates,
             BATCH_ROWS=_rows_per_program(padded_window, batch),
             W_PADDED=padded_window,
             VERIFY=True,
@@ -334,8 +325,10 @@ def _statistics_arguments(statistics: RowStatistics, window: int) -> dict[str, t
     }
 
 
-def _draw_constants(plan: DrawPlan) -> dict[str, int]:
+def _draw_constants(plan: DrawPlan, candidates: torch.Tensor | None) -> dict[str, int]:
     return {
+        "CANDIDATES": 0 if candidates is None else candidates.shape[-1],
+        "SPLIT": SPLIT,
         "ROWS": plan.rows,
         "BLOCK": plan.block,
         "BLOCKS": plan.blocks,
@@ -368,7 +361,7 @@ def sample_fused(
         return tokens
     frozen = purpose is Purpose.GUMBEL
     with torch.cuda.device_of(logits):
-        statistics = _statistics(inputs, processing, (batch, given, vocab), counters=counters, accept=None, log_keep_ratio=0.0)
+        statistics, _ = _statistics(inputs, processing, (batch, given, vocab), counters=counters, accept=None, log_keep_ratio=0.0)
         scratch = _allocate(plan.scratch(rows, not frozen, frozen), device)
         unused = dict.fromkeys(
             (
@@ -394,7 +387,8 @@ def sample_fused(
             end_id=-1,
             **inputs.strides,
             **inputs.last_strides,
-            **_draw_constants(plan),
+            **_draw_constants(plan, None),
+            candidates_ptr=counters,
             BATCH_ROWS=1,
             W_PADDED=1,
             VERIFY=False,

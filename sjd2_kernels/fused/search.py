@@ -99,7 +99,7 @@ def borders(
     present,  # [R, N]
     ids,  # [R, N]
     maximum,  # [R], of the whole row
-    row_mass,  # [R], sum of exp(z − maximum) over the whole row
+    row_mass,  # [R], sum of exp(z − maximum) over the whole row; of rows that top-k limits it is not used
     top_k,  # [R] int32; 0: no limit
     top_p,  # [R]
     vocab,

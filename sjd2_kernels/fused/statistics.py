@@ -19,8 +19,8 @@ measured on a GPU.
 import triton
 import triton.language as tl
 
-from .accept import ACCEPTED, BAD, SUMMED, accept, draft_probability
-from .logits import LOWEST_KEY, MASKED_KEY, key_value, ordered_key, probability, scaled_logits
+from .accept import BAD, COMPLETE, accept
+from .logits import LOWEST_KEY, MASKED_KEY, key_value, ordered_key, scaled_logits
 from .search import border_above, borders
 from .sweeps import border_by_sweeps
 
@@ -135,8 +135,9 @@ def split_sweep_kernel(
     logits_ptr,  # [B, W, V], like logits_uncond
     uncond_ptr,
     allowed_ptr,  # [V]
-    guidance_ptr,  # [B], like temperature
+    guidance_ptr,  # [B], like temperature and top_k
     temperature_ptr,
+    top_k_ptr,
     part_max_ptr,  # [rows, SPLITS], written, like the other parts
     part_mass_ptr,
     part_usable_ptr,
@@ -163,7 +164,7 @@ def split_sweep_kernel(
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     split = tl.program_id(1)
     b, w = row // W, row % W
-    scale, temperature = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b)
+    scale, temperature, top_k = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b), tl.load(top_k_ptr + b)
     local = tl.arange(0, BLOCK_V)[None, :]
     ids = split * BLOCK_V + local
     present = ids < vocab
@@ -180,7 +181,11 @@ def split_sweep_kernel(
     maximum = tl.max(z, axis=1)
     base = tl.where(maximum == float("-inf"), 0.0, maximum)
     tl.store(part_max_ptr + part, maximum)
-    tl.store(part_mass_ptr + part, tl.sum(tl.exp(z - base[:, None]), axis=1))
+    # Where top-k leaves some of the ids, what matters is their mass, which the merge adds up.
+    mass = base * 0.0
+    if tl.max(((top_k <= 0) | (top_k >= vocab)).to(tl.int32), axis=0) > 0:
+        mass = tl.sum(tl.exp(z - base[:, None]), axis=1)
+    tl.store(part_mass_ptr + part, mass)
     usable = present
     if HAS_ALLOWED:
         usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
@@ -194,15 +199,6 @@ def split_sweep_kernel(
         place = tl.arange(0, PER_SPLIT)[None, :]
         tl.store(candidates + place, tl.full([1, PER_SPLIT], -1, tl.int16), mask=place >= tl.sum(chosen.to(tl.int32), axis=1)[:, None])
         tl.store(part_border_ptr + part, ordered_key(border))
-
-
-@triton.jit
-def _store_block_sums(masses_ptr, masses, block_of_split, BLOCKS: tl.constexpr, PER_SPLIT: tl.constexpr):
-    """Sums of ``masses [SPLITS_PADDED, N]`` of candidates by the block that they lie in, ``block_of_split`` of the ``PER_SPLIT`` of their split."""
-    first = tl.arange(0, masses.shape[0]) * PER_SPLIT
-    for place in tl.static_range(PER_SPLIT):
-        total = tl.sum(tl.where(block_of_split == place, masses, 0.0), axis=1)
-        tl.store(masses_ptr + first + place, total, mask=first + place < BLOCKS)
 
 
 @triton.jit
@@ -235,7 +231,6 @@ def split_merge_kernel(
     logsumexp_ptr,
     uniform_log_ptr,
     flags_ptr,
-    masses_ptr,  # [rows, 2, BLOCKS], written with SUM: block sums of p and of the residual, as ``draw_kernel`` makes them
     counters_ptr,
     counters,
     rows,
@@ -263,9 +258,6 @@ def split_merge_kernel(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ACCEPT: tl.constexpr,
-    SUM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
     HAS_UNCOND: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
     HAS_LAST: tl.constexpr,
@@ -340,25 +332,9 @@ def split_merge_kernel(
             last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
             HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
         )  # fmt: skip
-        if SUM:
-            # If all that has mass is among the candidates, what may be drawn is summed here, and the row need not be read for it again.
+        if TOP_K or TOP_P:
+            # Then what may be drawn is drawn from the candidates, and the row need not be read again.
             complete = (ordered_key(threshold) > left_out) | (left_out <= MASKED_KEY)
-            if tl.max(complete.to(tl.int32), axis=0) > 0:
-                p = tl.where(present, probability(z, threshold[:, None], cut[:, None], logsumexp[:, None], ids), 0.0)
-                sums_ptr = masses_ptr + row * (2 * BLOCKS)
-                block = tl.reshape(local.to(tl.int32) // BLOCK, [SPLITS_PADDED, PER_SPLIT])
-                _store_block_sums(sums_ptr, tl.reshape(p, [SPLITS_PADDED, PER_SPLIT]), block, BLOCKS, BLOCK_V // BLOCK)
-                if tl.max(flags & ACCEPTED, axis=0) == 0:
-                    source = tl.load(q_row_ptr + row)
-                    draft = tl.load(drafts_ptr + row)
-                    q = draft_probability(
-                        last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
-                        ids, p > 0.0, b, W, source, draft, uniform_log, scale, temperature,
-                        last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
-                        HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
-                    )  # fmt: skip
-                    residual = tl.where(p > 0.0, tl.maximum(p - q, 0.0), 0.0)
-                    _store_block_sums(sums_ptr + BLOCKS, tl.reshape(residual, [SPLITS_PADDED, PER_SPLIT]), block, BLOCKS, BLOCK_V // BLOCK)
-                flags += SUMMED
+            flags += tl.where(complete, COMPLETE, 0)
         tl.store(uniform_log_ptr + row, uniform_log)
         tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0))
