@@ -13,10 +13,16 @@ from .logits import HIGHEST_KEY, LOWEST_KEY, key_value, ordered_key
 
 
 @triton.jit
-def kth_largest(key, k):
-    """The k-th largest of ``key [R, N]`` for every row; ``LOWEST_KEY`` or the smallest key where k is 0 or there are fewer."""
-    weight = k * 0 + LOWEST_KEY
-    threshold = weight
+def kth_largest(key, lowest, k):
+    """The k-th largest of ``key [R, N]``, of which at least k are ``lowest [R]`` or more; some key where k is 0."""
+    # Bits that all of those have in common are no question. What is in question is up to the first that differs.
+    highest = tl.max(key, axis=1)
+    open_bits = lowest ^ highest
+    for step in tl.static_range(5):
+        open_bits |= open_bits >> (1 << step)
+    signs = open_bits < 0  # no bit in common
+    weight = tl.where(signs, LOWEST_KEY, open_bits - (open_bits >> 1))
+    threshold = tl.where(signs, LOWEST_KEY, highest & ~open_bits)
     exact = k <= 0
     going = tl.max((k > 0).to(tl.int32), axis=0)
     while going > 0:
@@ -118,7 +124,7 @@ def borders(
     if TOP_K:
         limited = (top_k > 0) & (top_k < vocab)
         k = tl.where(limited, top_k, 0)
-        border = kth_largest(key, k)
+        border = kth_largest(key, tl.min(tl.where(present, key, HIGHEST_KEY), axis=1), k)
         greater = tl.sum((key > border[:, None]).to(tl.int32), axis=1)
         border_cut = nth_tied(limited[:, None] & (key == border[:, None]), ids, k - greater, ID_BITS)
         k_border, k_cut = tl.where(limited, border, k_border), tl.where(limited, border_cut, k_cut)
