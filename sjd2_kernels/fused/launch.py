@@ -6,6 +6,7 @@ same on every GPU of a kind. All scratch is allocated per call, with sizes known
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ __all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fuse
 SINGLE = 8_192
 #: Ids per program of a longer row: 32 a thread, so that what is done once per thread counts little.
 SPLIT = 4_096
+#: Logits that a load takes at most, where rows begin at multiples of as many.
+ALIGN = 8
 #: Candidates per row that the splits leave together.
 CANDIDATES = 8_192
 #: Blocks of ``BLOCK`` ids per drawing program.
@@ -218,6 +221,7 @@ def _statistics(
         ID_BITS=plan.block.bit_length(),
         PER_SPLIT=plan.per_split,
         SEARCH=top_k or top_p,
+        ALIGN=math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v"))),
         **inputs.flags,
         **launch_options(plan.warps),
     )

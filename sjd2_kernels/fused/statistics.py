@@ -157,6 +157,7 @@ def split_sweep_kernel(
     ID_BITS: tl.constexpr,
     PER_SPLIT: tl.constexpr,
     SEARCH: tl.constexpr,
+    ALIGN: tl.constexpr,  # divides vocab and the strides of rows
     HAS_UNCOND: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
 ):
@@ -167,11 +168,13 @@ def split_sweep_kernel(
     scale, temperature, top_k = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b), tl.load(top_k_ptr + b)
     local = tl.arange(0, BLOCK_V)[None, :]
     ids = split * BLOCK_V + local
-    present = ids < vocab
+    # Multiples of a constant tell the compiler how many logits a load may take.
+    present = ids < vocab // ALIGN * ALIGN
+    offset = (b * (stride_b // ALIGN) + w * (stride_w // ALIGN)) * ALIGN
+    uncond_offset = (b * (uncond_stride_b // ALIGN) + w * (uncond_stride_w // ALIGN)) * ALIGN
     z = scaled_logits(
         logits_ptr, uncond_ptr, allowed_ptr,
-        (b * stride_b + w * stride_w)[:, None] + ids.to(tl.int64) * stride_v,
-        (b * uncond_stride_b + w * uncond_stride_w)[:, None] + ids.to(tl.int64) * uncond_stride_v,
+        offset[:, None] + ids.to(tl.int64) * stride_v, uncond_offset[:, None] + ids.to(tl.int64) * uncond_stride_v,
         ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     finite = z < float("inf")

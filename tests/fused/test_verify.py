@@ -83,9 +83,11 @@ def test_high_logits_crowded_in_one_split_are_found_by_a_sweep(device, sweeps, s
     assert sweeps or not INTERPRETED
 
 
-def test_enough_candidates_mean_no_sweep(device, sweeps, small_splits):
-    compare_verify(random_window(1, 3, 1300, top_k=12, top_p=0.9, guided=True), Rule.COUPLED, device)
+@pytest.mark.parametrize(("vocab", "align"), [(1304, 8), (1300, 4), (1302, 2), (1301, 1)])
+def test_enough_candidates_mean_no_sweep(vocab, align, device, sweeps, small_splits, launches):
+    compare_verify(random_window(2, 3, vocab, top_k=12, top_p=0.9, guided=True), Rule.COUPLED, device)
     assert not sweeps
+    assert launches[0][2]["ALIGN"] == align, "rows are loaded in pieces as large as their places allow"
 
 
 @pytest.mark.parametrize(
