@@ -1,8 +1,4 @@
-"""Launchers of the logit kernels: how rows are divided over programs, what scratch they need, and the calls.
-
-The division follows from the vocabulary (and, for rows that share a program, the number of rows) and never from the device, so a result is the
-same on every GPU of a kind. All scratch is allocated per call, with sizes known from the shapes.
-"""
+"""Launchers of the logit kernels: the calls, with scratch that is allocated for each (``plans.py`` says how much)."""
 
 from __future__ import annotations
 
@@ -13,97 +9,15 @@ import torch
 
 from ..processing import LogitsProcessing, RowStatistics
 from ..random import Purpose
-from ..sampling.inverse_cdf import BLOCK
 from ..verify.records import LastForward, Rule
-from . import INTERPRETED
 from .draw import draw_kernel
 from .logits import launch_options
+from .plans import ALIGN, DrawPlan, draw_plan, next_power, rows_per_program, statistics_plan
 from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_kernel
 
-__all__ = ["DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "sample_fused", "statistics_plan", "verify_fused"]
-
-#: Longest row that one program holds in its registers without spilling.
-SINGLE = 8_192
-#: Ids per program of a longer row: 32 a thread, so that what is done once per thread counts little.
-SPLIT = 4_096
-#: Logits that a load takes at most, where rows begin at multiples of as many.
-ALIGN = 8
-#: Candidates per row that the splits leave together.
-CANDIDATES = 8_192
-#: Blocks of ``BLOCK`` ids per drawing program.
-BLOCKS_PER_PROGRAM = 8
-#: Elements of a tile up to which short rows share a program; interpreted programs cost the same whatever their size.
-TILE = 65_536 if INTERPRETED else 1_024
+__all__ = ["sample_fused", "verify_fused"]
 
 _RULES = {Rule.FRESH: 0, Rule.COUPLED: 1, Rule.GUMBEL_TAIL: 2, Rule.GUMBEL: 3, Rule.KEEP_RATIO: 4}
-
-
-def next_power(count: int) -> int:
-    """The smallest power of two that is at least ``count``."""
-    return 1 << max(count - 1, 0).bit_length()
-
-
-def _rows_per_program(width: int, rows: int) -> int:
-    return max(1, min(TILE // width, next_power(rows)))
-
-
-@dataclass(frozen=True)
-class StatisticsPlan:
-    """How a row's statistics are found: in one program (``splits`` 1) or over several."""
-
-    splits: int
-    block: int
-    rows: int
-    per_split: int
-    warps: int
-
-    def scratch(self, rows: int, search: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of what the splits of ``rows`` rows leave for the merge."""
-        if self.splits == 1:
-            return {}
-        part = (rows, self.splits)
-        floats = {f"part_{name}_ptr": (part, torch.float32) for name in ("max", "mass", "usable")}
-        integers = {f"part_{name}_ptr": (part, torch.int32) for name in ("bad", "border")}
-        return floats | integers | {"candidates_ptr": ((*part, self.per_split) if search else (1,), torch.int16)}
-
-
-def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
-    """The plan for ``rows`` rows of ``vocab`` ids."""
-    if vocab <= SINGLE:
-        block = max(16, next_power(vocab))
-        rows = _rows_per_program(block, rows)
-        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 4096 else 16
-        return StatisticsPlan(1, block, rows, 0, warps)
-    splits = -(-vocab // SPLIT)
-    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 4)
-
-
-@dataclass(frozen=True)
-class DrawPlan:
-    """How a row's blocks are divided over drawing programs."""
-
-    block: int
-    blocks: int
-    splits: int
-    per_split: int
-    rows: int
-
-    def scratch(self, rows: int, residual: bool, frozen: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of the scratch of ``rows`` rows."""
-        best = (rows, self.splits) if frozen and self.splits > 1 else (1, 1)
-        return {
-            "masses_ptr": ((rows, 2, self.blocks) if residual else (1, 1, 1), torch.float32),
-            "best_value_ptr": (best, torch.float32),
-            "best_id_ptr": (best, torch.int32),
-        }
-
-
-def draw_plan(rows: int, vocab: int) -> DrawPlan:
-    """The plan for ``rows`` rows of ``vocab`` ids."""
-    block = min(BLOCK, max(16, next_power(vocab)))
-    blocks = -(-vocab // block)
-    splits = -(-blocks // BLOCKS_PER_PROGRAM)
-    return DrawPlan(block, blocks, splits, min(blocks, BLOCKS_PER_PROGRAM), _rows_per_program(block, rows) if splits == 1 else 1)
 
 
 def _allocate(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -218,7 +132,6 @@ def _statistics(
         **inputs.strides,
         SPLITS=plan.splits,
         BLOCK_V=plan.block,
-        ID_BITS=plan.block.bit_length(),
         PER_SPLIT=plan.per_split,
         SEARCH=top_k or top_p,
         ALIGN=math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v"))),
@@ -305,9 +218,9 @@ def verify_fused(
             end_id=end_id,
             **inputs.strides,
             **inputs.last_strides,
-            **_draw_constants(plan, candidates),
+            **_draw_constants(plan, candidates, statistics_plan(rows, vocab).block),
             candidates_ptr=counters if candidates is None else candidates,
-            BATCH_ROWS=_rows_per_program(padded_window, batch),
+            BATCH_ROWS=rows_per_program(padded_window, batch),
             W_PADDED=padded_window,
             VERIFY=True,
             RULE=_RULES[rule],
@@ -329,10 +242,10 @@ def _statistics_arguments(statistics: RowStatistics, window: int) -> dict[str, t
     }
 
 
-def _draw_constants(plan: DrawPlan, candidates: torch.Tensor | None) -> dict[str, int]:
+def _draw_constants(plan: DrawPlan, candidates: torch.Tensor | None, split: int) -> dict[str, int]:
     return {
         "CANDIDATES": 0 if candidates is None else candidates.shape[-1],
-        "SPLIT": SPLIT,
+        "SPLIT": split,
         "ROWS": plan.rows,
         "BLOCK": plan.block,
         "BLOCKS": plan.blocks,
@@ -391,7 +304,7 @@ def sample_fused(
             end_id=-1,
             **inputs.strides,
             **inputs.last_strides,
-            **_draw_constants(plan, None),
+            **_draw_constants(plan, None, 1),
             candidates_ptr=counters,
             BATCH_ROWS=1,
             W_PADDED=1,

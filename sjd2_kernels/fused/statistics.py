@@ -154,7 +154,6 @@ def split_sweep_kernel(
     uncond_stride_v,
     SPLITS: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    ID_BITS: tl.constexpr,
     PER_SPLIT: tl.constexpr,
     SEARCH: tl.constexpr,
     ALIGN: tl.constexpr,  # divides vocab and the strides of rows
@@ -189,10 +188,10 @@ def split_sweep_kernel(
     if tl.max(((top_k <= 0) | (top_k >= vocab)).to(tl.int32), axis=0) > 0:
         mass = tl.sum(tl.exp(z - base[:, None]), axis=1)
     tl.store(part_mass_ptr + part, mass)
-    usable = present
+    usable = base * 0.0 + tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
     if HAS_ALLOWED:
-        usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
-    tl.store(part_usable_ptr + part, tl.sum(usable.to(tl.float32), axis=1))
+        usable = tl.sum((present & (tl.load(allowed_ptr + ids, mask=present, other=0) != 0)).to(tl.float32), axis=1)
+    tl.store(part_usable_ptr + part, usable)
     if SEARCH:
         border = border_above(z, base, PER_SPLIT)
         chosen = z > border[:, None]
