@@ -47,14 +47,13 @@ check-triton: setup
 	$(BIN)/python .ci/check_triton.py
 
 # The oldest Transformers that pyproject.toml admits. Quantised checkpoints need torchao, which prints warnings wherever Transformers finds it: it lies by itself,
-# and only the test that needs it sees it. Sharing weights is PyTorch's doing, not Transformers': a minute that CI has no room for.
+# and only the test that needs it sees it.
 test-oldest:
 	rm -rf build
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --maxprocesses 8 -m "not full" --ignore=tests/training/test_sharded.py \
-	  tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --maxprocesses 8 -m "not full" tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/torchao "$$(grep '^torchao==' constraints.txt)"
 	PYTHONPATH=build/torchao $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
 
