@@ -235,7 +235,7 @@ def draw_kernel(
                             )  # fmt: skip
                     if RULE == RULE_GUMBEL or RULE == RULE_GUMBEL_TAIL:
                         if any_frozen:
-                            ids = part * SPLIT + local
+                            ids = tl.where(local >= 0, part * SPLIT + local, vocab)
                             noisy = noisy_candidates(z, ids, threshold, cut, logsumexp, seed, position)
                             best, best_id = _better(noisy, ids, best, best_id, vocab)
     if RULE != RULE_GUMBEL:
