@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ablation_figures import best_windows, compression, quality
 from ablation_runs import DECISIVE, Runs
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.bench.intervals import CONFIDENCE, mean_and_error
+from sjd2.files import write_atomically
 from sjd2.tiny_scenes.judge import Judge
 from sjd2.tiny_scenes.prompts import held_out_prompts
 
@@ -83,10 +83,8 @@ def earlier_groups(path: Path, runs: Runs) -> dict[str, Any]:
 def write(path: Path, plan: Plan, runs: Runs, groups: dict[str, Any]) -> None:
     """The results so far, in one step."""
     in_order = {name: groups[name] for name in plan.groups if name in groups}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"conditions": runs.conditions, **circumstances(runs), "groups": in_order}, indent=1) + "\n")
-    partial.replace(path)
+    text = json.dumps({"conditions": runs.conditions, **circumstances(runs), "groups": in_order}, indent=1) + "\n"
+    write_atomically(path, lambda scratch: scratch.write_text(text))
 
 
 def main(arguments: list[str] | None = None) -> None:
