@@ -1,6 +1,6 @@
 """Compile every Triton kernel in the configurations that the launchers choose, for GPUs that are not there, and look at what they need.
 
-    python .ci/check_triton.py [--targets sm_80 sm_90 …] [--jobs N]
+    python .ci/check_triton.py [--targets sm_80 sm_90 …] [--kernels NAME …] [--instructions] [--jobs N]
 
 The launchers themselves choose: they run with kernels that only write down how they were called, on tensors that nobody fills. Every tile
 shape is compiled with every feature on, and the largest shapes also with each feature off, every rule and the other dtypes. Fails if a
@@ -180,6 +180,28 @@ def _cuda_resources(compiled) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
+def _cuda_instructions(compiled) -> str:
+    """How many instructions the machine code has, and each of its innermost loops. Paths that are seldom taken count, too."""
+    import triton.backends.nvidia as backend
+
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder, "kernel.cubin")
+        binary.write_bytes(compiled.asm["cubin"])
+        command = [str(Path(backend.__file__).parent / "bin" / "nvdisasm"), "-c", str(binary)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    count, labels, loops = 0, {}, []
+    for line in listing.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = count
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            back = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction[1])
+            if back and back[1] in labels:
+                loops.append((labels[back[1]], count))
+            count += 1
+    inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    return f"{count} instructions, loops of {', '.join(str(b - a + 1) for a, b in inner if b > a) or 'none'}"
+
+
 def _hip_resources(compiled) -> tuple[int, int]:
     """Vector registers per thread and bytes of scratch memory. Scalar registers spill into lanes of vector registers, not into memory."""
     text = compiled.asm["amdgcn"]
@@ -187,7 +209,7 @@ def _hip_resources(compiled) -> tuple[int, int]:
     return int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]), spilled
 
 
-def check(target_name: str, call: tuple) -> dict:
+def check(target_name: str, call: tuple, instructions: bool = False) -> dict:
     """Compile one configuration for one target."""
     name, types, constants, aligned, warps = call
     target, limit = TARGETS[target_name]
@@ -203,23 +225,26 @@ def check(target_name: str, call: tuple) -> dict:
     except Exception as error:  # whatever the compiler says belongs into the table
         return row | {"error": f"{type(error).__name__}: {error}"}
     registers, spilled = _cuda_resources(compiled) if target.backend == "cuda" else _hip_resources(compiled)
-    return row | {"registers": registers, "spilled": spilled, "shared": compiled.metadata.shared, "limit": limit}
+    row |= {"registers": registers, "spilled": spilled, "shared": compiled.metadata.shared, "limit": limit}
+    return row | ({"code": _cuda_instructions(compiled)} if instructions and target.backend == "cuda" else {})
 
 
 def main() -> int:
     """Check everything; the exit code is 1 if anything fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--kernels", nargs="+", choices=list(_KERNELS), default=list(_KERNELS), metavar="NAME")
+    parser.add_argument("--instructions", action="store_true", help="count those of the machine code for NVIDIA's GPUs, too")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
-    calls = [(target, call) for target in options.targets for call in configurations(target)]
+    calls = [(target, call) for target in options.targets for call in configurations(target) if call[0] in options.kernels]
     failures = []
     print(f"Triton {triton.__version__}: {len(calls)} kernels for {', '.join(options.targets)}")
     print(f"{'kernel':24}{'target':8}{'warps':>6}{'regs':>6}{'spill B':>9}{'shared B':>10}  constants")
     with ProcessPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(check, *call) for call in calls]
+        futures = [pool.submit(check, *call, options.instructions) for call in calls]
         for future in as_completed(futures):
             row = future.result()
             constants = " ".join(f"{key}={int(value)}" for key, value in row["constants"].items())
@@ -231,6 +256,8 @@ def main() -> int:
             failures += [row] if bad else []
             numbers = f"{row['registers']:6}{row['spilled']:9}{row['shared']:10}"
             print(f"{row['kernel']:24}{row['target']:8}{row['warps']:6}{numbers}  {constants}{'  FAILS' if bad else ''}", flush=True)
+            if "code" in row:
+                print(f"{'':24}{row['code']}", flush=True)
     print(f"{len(futures) - len(failures)} of {len(futures)} compile without spills and within shared memory")
     return 1 if failures else 0
 
