@@ -40,13 +40,10 @@ def scaled_logits(
     """z of ``processing.py``, −inf where ``mask`` is false."""
     z = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
     if HAS_UNCOND:
-        # At scale 1 the unconditional branch does not matter, and is not read.
+        # At scale 1 the unconditional branch does not matter, and is not read: 0 + 1 · (z − 0) is z, and −inf stays what it is, as behind the mask.
         uncond = tl.load(uncond_ptr + uncond_offset, mask=mask & (scale != 1.0), other=0.0).to(tl.float32)
-        guided = uncond + scale * (z - uncond)
-        masked = (z == float("-inf")) | (uncond == float("-inf"))
         lower = tl.minimum(z, uncond, propagate_nan=tl.PropagateNan.ALL)
-        z = tl.where(scale == 1.0, z, tl.where(masked, lower, guided))
-        z = tl.where(mask, z, float("-inf"))
+        z = tl.where(lower == float("-inf"), lower, uncond + scale * (z - uncond))
     if HAS_ALLOWED:
         allowed = tl.load(allowed_ptr + ids, mask=mask, other=0)
         z = tl.where(allowed != 0, z, float("-inf"))

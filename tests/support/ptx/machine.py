@@ -41,7 +41,7 @@ class Machine:
     memory: Global
     shared_bytes: int
     seed: int
-    executed: Counter = field(default_factory=Counter)  # instructions of warps, by opcode
+    executed: Counter = field(default_factory=Counter)  # of every instruction, how many warps ran it
 
     def __post_init__(self) -> None:
         self.threads = self.program.threads
@@ -133,7 +133,7 @@ class Machine:
             while place < end:
                 instruction = instructions[place]
                 taken = self._guarded(instruction, lanes)
-                self.executed[instruction.opcode] += len(np.unique(self.warp[taken])) if len(taken) < self.lanes else self.lanes // WARP
+                self.executed[instruction] += len(np.unique(self.warp[taken])) if len(taken) < self.lanes else self.lanes // WARP
                 place += 1
                 root = instruction.opcode.partition(".")[0]
                 if root == "bra":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["Instruction", "Program", "read_program"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instruction:
     """One instruction; ``operands`` are registers, literals, ``[address]`` or ``{vector}`` as they stand in the text."""
 
