@@ -13,82 +13,96 @@ from .logits import HIGHEST_KEY, LOWEST_KEY, key_value, ordered_key
 
 
 @triton.jit
-def kth_largest(key, lowest, k):
-    """The k-th largest of ``key [R, N]``, of which at least k are ``lowest [R]`` or more; some key where k is 0."""
-    # Bits that all of those have in common are no question. What is in question is up to the first that differs.
-    highest = tl.max(key, axis=1)
-    open_bits = lowest ^ highest
-    for step in tl.static_range(5):
-        open_bits |= open_bits >> (1 << step)
-    signs = open_bits < 0  # no bit in common
-    weight = tl.where(signs, LOWEST_KEY, open_bits - (open_bits >> 1))
-    threshold = tl.where(signs, LOWEST_KEY, highest & ~open_bits)
-    exact = k <= 0
-    going = tl.max((k > 0).to(tl.int32), axis=0)
-    while going > 0:
-        candidate = threshold ^ weight
-        count = tl.sum((key >= candidate[:, None]).to(tl.int32), axis=1)
-        threshold = tl.where(count >= k, candidate, threshold)
-        weight = tl.where(weight < 0, 0x40000000, weight >> 1)
-        # Once exactly k lie above it the candidate separates them, and the smallest of them is the answer.
-        exact = exact | (count == k)
-        going = tl.max(((weight != 0) & (exact == 0)).to(tl.int32), axis=0)
-    return tl.min(tl.where(key >= threshold[:, None], key, HIGHEST_KEY), axis=1)
+def count_of(chosen):
+    """How many of ``chosen [R, N]`` are true, ``[R]``: exact, as no tile has 2^24 elements.
+
+    A sum of integers made of booleans is turned into a mask of bits by the compiler, to count those: four instructions per element in place of two.
+    """
+    return tl.sum(tl.where(chosen, 1.0, 0.0), axis=1).to(tl.int32)
 
 
 @triton.jit
-def border_above(z, maximum, most):
-    """A border of ``z [1, N]`` with at most ``most`` values above it and, if they differ enough, at least three quarters of ``most``.
+def _first_open_bit(lowest, highest):
+    """The highest bit in which two keys differ, 0 if in none, and what they have in common above it."""
+    open_bits = lowest ^ highest
+    for step in tl.static_range(5):
+        open_bits |= open_bits >> (1 << step)
+    signs = open_bits < 0
+    return tl.where(signs, LOWEST_KEY, open_bits - (open_bits >> 1)), tl.where(signs, LOWEST_KEY, highest & ~open_bits)
 
-    Any such border serves, so halving the range from the mean to the ``maximum [1]`` takes a few steps where the exact one takes some twenty. Ranges
+
+@triton.jit
+def largest_reaching(key, mass, target, WEIGHTED: tl.constexpr):
+    """The largest of ``key [R, N]`` at and above which ``mass [R, N]`` adds up to ``target [R]``; LOWEST_KEY where all of it does not.
+
+    Without ``WEIGHTED`` every key above LOWEST_KEY counts 1, and ``mass`` is not used. Bits that all keys in question have in common are no question;
+    which those are is looked at in the beginning, and again where two bits made no difference: of equal keys not all bits need to be asked for.
+    """
+    counted = key > LOWEST_KEY
+    if WEIGHTED:
+        counted = mass > 0.0
+    each = mass if WEIGHTED else 1.0
+    lowest, highest = tl.min(tl.where(counted, key, HIGHEST_KEY), axis=1), tl.max(tl.where(counted, key, LOWEST_KEY), axis=1)
+    total = tl.sum(tl.where(counted, each, 0.0), axis=1)
+    bit, threshold = _first_open_bit(lowest, highest)
+    at, above = total, total * 0.0  # what lies at and above the threshold, and above all that is in question
+    idle = bit * 0
+    found = (target <= 0.0) | (total < target)
+    going = tl.max(((bit != 0) & (found == 0)).to(tl.int32), axis=0)
+    while going > 0:
+        candidate = threshold ^ bit
+        reached = tl.sum(tl.where(key >= candidate[:, None], each, 0.0), axis=1)
+        idle = tl.where((reached == at) | (reached == above), idle + 1, 0)
+        enough = reached >= target
+        threshold = tl.where(enough, candidate, threshold)
+        at, above = tl.where(enough, reached, at), tl.where(enough, above, reached)
+        # Where it is reached exactly the candidate separates what is wanted, and the smallest of that is the answer.
+        found = found | (reached == target)
+        if tl.max(idle, axis=0) > 1:
+            asked = tl.where(bit < 0, LOWEST_KEY, -bit)  # this bit and those above it
+            inside = counted & (((key ^ threshold[:, None]) & asked[:, None]) == 0)
+            lowest, highest = tl.min(tl.where(inside, key, HIGHEST_KEY), axis=1), tl.max(tl.where(inside, key, LOWEST_KEY), axis=1)
+            bit, common = _first_open_bit(lowest, highest)
+            bit, threshold = tl.where(lowest < highest, bit, 0), tl.where(lowest <= highest, common, threshold)
+            idle = bit * 0
+        else:
+            bit = tl.where(bit < 0, 0x40000000, bit >> 1)
+        going = tl.max(((bit != 0) & (found == 0)).to(tl.int32), axis=0)
+    answer = tl.min(tl.where(counted & (key >= threshold[:, None]), key, HIGHEST_KEY), axis=1)
+    return tl.where(total >= target, answer, LOWEST_KEY)
+
+
+@triton.jit
+def border_above(z, maximum, finite, most):
+    """A border with at most ``most`` of ``z`` above it and, if they differ enough, at least half of ``most``; ``finite`` of them are not −inf.
+
+    Any such border serves, so halving the range from the mean to the ``maximum`` takes a few steps where the exact one takes some twenty. Ranges
     that no halving of values gets over in time (a mask of −1e38, say) are halved in the order of floats.
     """
-    finite = z > float("-inf")
-    count = tl.sum(finite.to(tl.int32), axis=1)
-    mean = tl.div_rn(tl.sum(tl.where(finite, z, 0.0), axis=1), tl.maximum(count, 1).to(tl.float32))
+    mean = tl.div_rn(tl.sum(tl.where(z > float("-inf"), z, 0.0)), tl.maximum(finite, 1).to(tl.float32))
     high = maximum
     low = tl.minimum(tl.maximum(mean, -1.7e38), high)
-    few = count <= most
     step = 0
-    going = tl.max((few == 0).to(tl.int32), axis=0)
-    while going > 0:
+    going = finite > most
+    while going:
         low_key, high_key = ordered_key(low), ordered_key(high)
         middle = key_value((low_key & high_key) + ((low_key ^ high_key) >> 1))
         middle = tl.where(step < 8, 0.5 * low + 0.5 * high, middle)
         between = (middle > low) & (middle < high)
-        above = tl.sum((z > middle[:, None]).to(tl.int32), axis=1)
+        above = tl.sum(tl.where(z > middle, 1.0, 0.0)).to(tl.int32)
         low = tl.where(above > most, middle, low)
         high = tl.where((above <= most) & between, middle, high)
         step += 1
-        going = tl.max((between & ((above > most) | (above < most - most // 4))).to(tl.int32), axis=0)
-    return tl.where(few, float("-inf"), high)
+        going = between & ((above > most) | (above < most // 2))
+    return tl.where(finite <= most, float("-inf"), high)
 
 
 @triton.jit
-def nucleus_threshold(key, mass, target):
-    """The largest key at and above which the masses ``[R, N]`` reach ``target [R]``."""
-    weight = tl.min(key * 0, axis=1) + LOWEST_KEY
-    threshold = weight
-    for _ in range(32):
-        candidate = threshold ^ weight
-        reached = tl.sum(tl.where(key >= candidate[:, None], mass, 0.0), axis=1) >= target
-        threshold = tl.where(reached, candidate, threshold)
-        weight = tl.where(weight < 0, 0x40000000, weight >> 1)
-    return threshold
-
-
-@triton.jit
-def nth_tied(tied, ids, wanted, ID_BITS: tl.constexpr):
-    """The id of the ``wanted``-th of the ``tied [R, N]`` ids, by rising id; the last one where there are fewer."""
-    count = tl.sum(tied.to(tl.int32), axis=1)
+def nth_tied(tied, ids, wanted):
+    """The id of the ``wanted``-th of the ``tied [R, N]`` ids, which rise; the last one where there are fewer."""
     cut = tl.max(tl.where(tied, ids, -1), axis=1)
-    if tl.max((count > wanted).to(tl.int32), axis=0) > 0:
-        below = count * 0
-        for step in range(ID_BITS):
-            candidate = below + (1 << (ID_BITS - 1 - step))
-            inside = tl.sum((tied & (ids < candidate[:, None])).to(tl.int32), axis=1)
-            below = tl.where(inside < wanted, candidate, below)
-        cut = tl.where(count > wanted, below, cut)
+    if tl.max((count_of(tied) > wanted).to(tl.int32), axis=0) > 0:
+        cut = tl.max(tl.where(tied & (tl.cumsum(tied.to(tl.int32), axis=1) <= wanted[:, None]), ids, -1), axis=1)
     return cut
 
 
@@ -111,7 +125,6 @@ def borders(
     vocab,
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
-    ID_BITS: tl.constexpr,
 ):
     """Threshold, cut and log-sum-exp of every row, and the lowest key that the search relied on."""
     # From here on the key stands for z and for what is present: one tile in registers, and the masses beside it only for top-p.
@@ -124,9 +137,9 @@ def borders(
     if TOP_K:
         limited = (top_k > 0) & (top_k < vocab)
         k = tl.where(limited, top_k, 0)
-        border = kth_largest(key, tl.min(tl.where(present, key, HIGHEST_KEY), axis=1), k)
-        greater = tl.sum((key > border[:, None]).to(tl.int32), axis=1)
-        border_cut = nth_tied(limited[:, None] & (key == border[:, None]), ids, k - greater, ID_BITS)
+        border = largest_reaching(key, key, k.to(tl.float32), False)
+        greater = count_of(key > border[:, None])
+        border_cut = nth_tied(limited[:, None] & (key == border[:, None]), ids, k - greater)
         k_border, k_cut = tl.where(limited, border, k_border), tl.where(limited, border_cut, k_cut)
         threshold, cut = tl.where(limited, key_value(border), threshold), k_cut
         relied = tl.where(limited, border, relied)
@@ -135,14 +148,14 @@ def borders(
         applies = top_p < 1.0
         target = top_p * kept_mass
         mass = _kept_mass(key, ids, maximum, k_border, k_cut)
-        border = nucleus_threshold(key, mass, target)
+        border = largest_reaching(key, mass, target, True)
         above = tl.sum(tl.where(key > border[:, None], mass, 0.0), axis=1)
         # Equal keys have equal mass: the fewest of them that reach the target.
         tied = (key == border[:, None]) & ((key > k_border[:, None]) | (ids <= k_cut[:, None]))
         each = tl.exp(key_value(border) - maximum)
         wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1.2e-38)))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
-        border_cut = nth_tied(tied & applies[:, None], ids, wanted, ID_BITS)
+        border_cut = nth_tied(tied & applies[:, None], ids, wanted)
         threshold = tl.where(applies, key_value(border), threshold)
         cut = tl.where(applies, border_cut, cut)
         relied = tl.where(applies, tl.minimum(relied, border), relied)

@@ -107,7 +107,7 @@ def row_statistics_kernel(
     bad = tl.where(maximum == float("-inf"), 1, bad)
     maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
     row_mass = tl.sum(tl.exp(z - maximum[:, None]), axis=1)
-    threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P, ID_BITS)
+    threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P)
     tl.store(threshold_ptr + row, threshold, mask=live)
     tl.store(cut_ptr + row, cut.to(tl.int64), mask=live)
     tl.store(logsumexp_ptr + row, logsumexp, mask=live)
@@ -160,12 +160,14 @@ def split_sweep_kernel(
     HAS_UNCOND: tl.constexpr,
     HAS_ALLOWED: tl.constexpr,
 ):
-    """One split ``[1, BLOCK_V]`` of one row per program."""
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    """One split of one row per program, as a tile ``[BLOCK_V / ALIGN, ALIGN]``: what a load brings lies in one thread."""
+    row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     b, w = row // W, row % W
-    scale, temperature, top_k = tl.load(guidance_ptr + b), tl.load(temperature_ptr + b), tl.load(top_k_ptr + b)
-    local = tl.arange(0, BLOCK_V)[None, :]
+    one = tl.zeros([1, 1], tl.int32)
+    scale, temperature, top_k = tl.load(guidance_ptr + b + one), tl.load(temperature_ptr + b + one), tl.load(top_k_ptr + b)
+    group = tl.arange(0, BLOCK_V // ALIGN)
+    local = group[:, None] * ALIGN + tl.arange(0, ALIGN)[None, :]
     ids = split * BLOCK_V + local
     # Multiples of a constant tell the compiler how many logits a load may take.
     present = ids < vocab // ALIGN * ALIGN
@@ -173,33 +175,42 @@ def split_sweep_kernel(
     uncond_offset = (b * (uncond_stride_b // ALIGN) + w * (uncond_stride_w // ALIGN)) * ALIGN
     z = scaled_logits(
         logits_ptr, uncond_ptr, allowed_ptr,
-        offset[:, None] + ids.to(tl.int64) * stride_v, uncond_offset[:, None] + ids.to(tl.int64) * uncond_stride_v,
-        ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
+        offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
+        ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
-    finite = z < float("inf")
-    part = row * SPLITS + split
-    tl.store(part_bad_ptr + part, tl.max((finite == 0).to(tl.int32), axis=1))
-    z = tl.where(finite, z, float("-inf"))
-    maximum = tl.max(z, axis=1)
+    invalid = (z < float("inf")) == 0  # true for NaN too
+    z = tl.where(invalid, float("-inf"), z)
+    maximum = tl.max(z)
     base = tl.where(maximum == float("-inf"), 0.0, maximum)
+    # Both counts in one sum: a split has less than 2^16 ids.
+    finite = z > float("-inf")
+    counts = tl.sum(tl.where(invalid, 65536, tl.where(finite, 1, 0)))
+    part = row * SPLITS + split
     tl.store(part_max_ptr + part, maximum)
+    tl.store(part_bad_ptr + part, (counts >= 65536).to(tl.int32))
     # Where top-k leaves some of the ids, what matters is their mass, which the merge adds up.
-    mass = base * 0.0
-    if tl.max(((top_k <= 0) | (top_k >= vocab)).to(tl.int32), axis=0) > 0:
-        mass = tl.sum(tl.exp(z - base[:, None]), axis=1)
+    mass = 0.0
+    if (top_k <= 0) | (top_k >= vocab):
+        mass = tl.sum(tl.exp(z - base))
     tl.store(part_mass_ptr + part, mass)
-    usable = base * 0.0 + tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
+    usable = tl.minimum(vocab - split * BLOCK_V, BLOCK_V).to(tl.float32)
     if HAS_ALLOWED:
-        usable = tl.sum((present & (tl.load(allowed_ptr + ids, mask=present, other=0) != 0)).to(tl.float32), axis=1)
+        usable = tl.sum(tl.where(present & (tl.load(allowed_ptr + ids, mask=present, other=0) != 0), 1.0, 0.0))
     tl.store(part_usable_ptr + part, usable)
     if SEARCH:
-        border = border_above(z, base, PER_SPLIT)
-        chosen = z > border[:, None]
-        count = tl.cumsum(chosen.to(tl.int32), axis=1)
-        candidates = candidates_ptr + part[:, None] * PER_SPLIT
-        tl.store(candidates + count - 1, local.to(tl.int16), mask=chosen)
-        place = tl.arange(0, PER_SPLIT)[None, :]
-        tl.store(candidates + place, tl.full([1, PER_SPLIT], -1, tl.int16), mask=place >= tl.sum(chosen.to(tl.int32), axis=1)[:, None])
+        border = border_above(z, base, counts % 65536, PER_SPLIT)
+        chosen = tl.where(z > border, 1.0, 0.0)
+        of_group = tl.sum(chosen, axis=1).to(tl.int32)
+        place = tl.cumsum(of_group, axis=0) - of_group
+        total = tl.sum(of_group, axis=0)
+        candidates = candidates_ptr + part * PER_SPLIT
+        # Column by column: a store of the whole tile would have the threads exchange all its addresses first.
+        for lane in tl.static_range(ALIGN):
+            taken = tl.sum(tl.where(tl.arange(0, ALIGN)[None, :] == lane, chosen, 0.0), axis=1) > 0.0
+            tl.store(candidates + place, (group * ALIGN + lane).to(tl.int16), mask=taken)
+            place = tl.where(taken, place + 1, place)
+        behind = tl.arange(0, PER_SPLIT)
+        tl.store(candidates + behind, tl.full([PER_SPLIT], -1, tl.int16), mask=behind >= total)
         tl.store(part_border_ptr + part, ordered_key(border))
 
 
@@ -295,8 +306,7 @@ def split_merge_kernel(
             ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
         )  # fmt: skip
         z = tl.where(z < float("inf"), z, float("-inf"))
-        threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P, ID_BITS)
-        relied = tl.where((top_k < vocab) & (tl.sum(present.to(tl.int32), axis=1) < top_k), LOWEST_KEY, relied)
+        threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P)
         left_out = tl.max(tl.load(part_border_ptr + part, mask=exists, other=LOWEST_KEY), axis=1)
         if tl.max((relied <= left_out).to(tl.int32), axis=0) > 0:
             k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
