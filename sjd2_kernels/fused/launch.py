@@ -133,6 +133,7 @@ def _statistics(
         SPLITS=plan.splits,
         BLOCK_V=plan.block,
         PER_SPLIT=plan.per_split,
+        FIRST_GUESS=plan.first_guess,
         SEARCH=top_k or top_p,
         ALIGN=math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v"))),
         **inputs.flags,

@@ -40,14 +40,27 @@ def scaled_logits(
     """z of ``processing.py``, −inf where ``mask`` is false."""
     z = tl.load(logits_ptr + offset, mask=mask, other=float("-inf")).to(tl.float32)
     if HAS_UNCOND:
-        # At scale 1 the unconditional branch does not matter, and is not read: 0 + 1 · (z − 0) is z, and −inf stays what it is, as behind the mask.
         uncond = tl.load(uncond_ptr + uncond_offset, mask=mask & (scale != 1.0), other=0.0).to(tl.float32)
-        lower = tl.minimum(z, uncond, propagate_nan=tl.PropagateNan.ALL)
-        z = tl.where(lower == float("-inf"), lower, uncond + scale * (z - uncond))
+        z = guided(z, uncond, scale)
     if HAS_ALLOWED:
         allowed = tl.load(allowed_ptr + ids, mask=mask, other=0)
         z = tl.where(allowed != 0, z, float("-inf"))
-    # A rounded division takes as many instructions as all the rest, and nearly always it is by 1.
+    return tempered(z, temperature)
+
+
+@triton.jit
+def guided(z, uncond, scale):
+    """Classifier-free guidance: −inf where either branch is.
+
+    At scale 1 the unconditional branch does not matter, and is 0, not read: 0 + 1 · (z − 0) is z, and −inf stays what it is.
+    """
+    lower = tl.minimum(z, uncond, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(lower == float("-inf"), lower, uncond + scale * (z - uncond))
+
+
+@triton.jit
+def tempered(z, temperature):
+    """z / temperature. A rounded division takes as many instructions as all the rest, and nearly always it is by 1."""
     if tl.max((temperature != 1.0).to(tl.int32)) > 0:
         z = tl.div_rn(z, temperature)
     return z

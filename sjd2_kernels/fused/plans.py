@@ -7,6 +7,8 @@ same on every GPU of a kind. All sizes are known from the shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import torch
 
@@ -49,6 +51,12 @@ class StatisticsPlan:
     per_split: int
     warps: int
 
+    @property
+    def first_guess(self) -> float:
+        """How far from mean to maximum the border of a split lies that leaves three quarters of its room, if its logits are normal."""
+        normal = NormalDist()
+        return normal.inv_cdf(1 - 0.75 * self.per_split / self.block) / normal.inv_cdf(1 - 0.5 / self.block)
+
     def scratch(self, rows: int, search: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of what the splits of ``rows`` rows leave for the merge."""
         if self.splits == 1:
@@ -59,6 +67,7 @@ class StatisticsPlan:
         return floats | integers | {"candidates_ptr": ((*part, self.per_split) if search else (1,), torch.int16)}
 
 
+@cache
 def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
     """The plan for ``rows`` rows of ``vocab`` ids."""
     if vocab <= SINGLE:
@@ -90,6 +99,7 @@ class DrawPlan:
         }
 
 
+@cache
 def draw_plan(rows: int, vocab: int) -> DrawPlan:
     """The plan for ``rows`` rows of ``vocab`` ids."""
     block = min(BLOCK, max(16, next_power(vocab)))

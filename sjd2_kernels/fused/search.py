@@ -56,10 +56,11 @@ def largest_reaching(key, mass, target, WEIGHTED: tl.constexpr):
         enough = reached >= target
         threshold = tl.where(enough, candidate, threshold)
         at, above = tl.where(enough, reached, at), tl.where(enough, above, reached)
-        # Where it is reached exactly the candidate separates what is wanted, and the smallest of that is the answer.
-        found = found | (reached == target)
+        if not WEIGHTED:
+            # Exactly as many as are wanted, and the smallest of them is the answer. A sum of masses may hide one that is too small to matter.
+            found = found | (reached == target)
         if tl.max(idle, axis=0) > 1:
-            asked = tl.where(bit < 0, LOWEST_KEY, -bit)  # this bit and those above it
+            asked = tl.where(bit == 0, -1, tl.where(bit < 0, LOWEST_KEY, -bit))  # this bit and those above it; of a row that is done all
             inside = counted & (((key ^ threshold[:, None]) & asked[:, None]) == 0)
             lowest, highest = tl.min(tl.where(inside, key, HIGHEST_KEY), axis=1), tl.max(tl.where(inside, key, LOWEST_KEY), axis=1)
             bit, common = _first_open_bit(lowest, highest)
@@ -73,28 +74,33 @@ def largest_reaching(key, mass, target, WEIGHTED: tl.constexpr):
 
 
 @triton.jit
-def border_above(z, maximum, finite, most):
-    """A border with at most ``most`` of ``z`` above it and, if they differ enough, at least half of ``most``; ``finite`` of them are not −inf.
+def border_above(z, maximum, finite, most, COLUMNS: tl.constexpr, FIRST_GUESS: tl.constexpr):
+    """A border with at most ``most`` of ``z [N, COLUMNS]`` above it and, if they differ enough, at least half of ``most``; and how many that is.
 
-    Any such border serves, so halving the range from the mean to the ``maximum`` takes a few steps where the exact one takes some twenty. Ranges
-    that no halving of values gets over in time (a mask of −1e38, say) are halved in the order of floats.
+    ``finite`` of z are not −inf. Any such border serves: the first guess is right where z is about normal, and from there on the range from the mean to
+    the ``maximum`` is halved, a few steps where the exact border takes some twenty. Ranges that no halving of values gets over in time (a mask of
+    −1e38, say) are halved in the order of floats. The mean is that of the first column, and where some of z are −inf not even that.
     """
-    mean = tl.div_rn(tl.sum(tl.where(z > float("-inf"), z, 0.0)), tl.maximum(finite, 1).to(tl.float32))
+    some = tl.sum(tl.where(tl.arange(0, COLUMNS)[None, :] == 0, z, 0.0), axis=1)
+    mean = tl.div_rn(tl.sum(tl.where(some > float("-inf"), some, 0.0)) * COLUMNS, tl.maximum(finite, 1).to(tl.float32))
     high = maximum
     low = tl.minimum(tl.maximum(mean, -1.7e38), high)
-    step = 0
+    share = FIRST_GUESS
+    step, count = 0, 0
     going = finite > most
     while going:
         low_key, high_key = ordered_key(low), ordered_key(high)
         middle = key_value((low_key & high_key) + ((low_key ^ high_key) >> 1))
-        middle = tl.where(step < 8, 0.5 * low + 0.5 * high, middle)
+        middle = tl.where(step < 8, (1.0 - share) * low + share * high, middle)
         between = (middle > low) & (middle < high)
         above = tl.sum(tl.where(z > middle, 1.0, 0.0)).to(tl.int32)
         low = tl.where(above > most, middle, low)
-        high = tl.where((above <= most) & between, middle, high)
+        lowered = (above <= most) & between
+        high, count = tl.where(lowered, middle, high), tl.where(lowered, above, count)
+        share = 0.5
         step += 1
         going = between & ((above > most) | (above < most // 2))
-    return tl.where(finite <= most, float("-inf"), high)
+    return tl.where(finite <= most, float("-inf"), high), tl.where(finite <= most, finite, count)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .accept import BAD, COMPLETE, accept
-from .logits import LOWEST_KEY, MASKED_KEY, key_value, ordered_key, scaled_logits
+from .logits import LOWEST_KEY, MASKED_KEY, guided, key_value, ordered_key, scaled_logits, tempered
 from .search import border_above, borders
 from .sweeps import border_by_sweeps
 
@@ -100,13 +100,18 @@ def row_statistics_kernel(
         (b * uncond_stride_b + w * uncond_stride_w)[:, None] + ids.to(tl.int64) * uncond_stride_v,
         ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
-    finite = z < float("inf")  # false for NaN too
-    bad = tl.max((finite == 0).to(tl.int32), axis=1)
-    z = tl.where(finite, z, float("-inf"))
     maximum = tl.max(z, axis=1)
+    bad = top_k * 0
+    if tl.sum(z - z) != 0.0:  # something that is masked or not there; or NaN and +inf, which nearly no row has
+        finite = z < float("inf")
+        bad = tl.max((finite == 0).to(tl.int32), axis=1)
+        z = tl.where(finite, z, float("-inf"))
+        maximum = tl.max(z, axis=1)
     bad = tl.where(maximum == float("-inf"), 1, bad)
     maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
-    row_mass = tl.sum(tl.exp(z - maximum[:, None]), axis=1)
+    row_mass = maximum * 0.0
+    if tl.max(((top_k <= 0) | (top_k >= vocab)).to(tl.int32)) > 0:
+        row_mass = tl.sum(tl.exp(z - maximum[:, None]), axis=1)
     threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P)
     tl.store(threshold_ptr + row, threshold, mask=live)
     tl.store(cut_ptr + row, cut.to(tl.int64), mask=live)
@@ -114,10 +119,10 @@ def row_statistics_kernel(
     for counter in range(tl.program_id(0), counters, tl.num_programs(0)):
         tl.store(counters_ptr + counter, 0)
     if ACCEPT:
-        usable = ids < vocab
+        usable = maximum * 0.0 + vocab
         if HAS_ALLOWED:
-            usable = usable & (tl.load(allowed_ptr + ids, mask=usable, other=0) != 0)
-        uniform_log = -tl.log(tl.sum(usable.to(tl.float32), axis=1)) + maximum * 0.0
+            usable = maximum * 0.0 + tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=ids < vocab, other=0) != 0, 1.0, 0.0), axis=1)
+        uniform_log = -tl.log(usable)
         flags = accept(
             logits_ptr, uncond_ptr, allowed_ptr, last_ptr, last_uncond_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
             drafts_ptr, q_row_ptr, seeds_ptr, iteration_ptr, position_ptr,
@@ -155,6 +160,7 @@ def split_sweep_kernel(
     SPLITS: tl.constexpr,
     BLOCK_V: tl.constexpr,
     PER_SPLIT: tl.constexpr,
+    FIRST_GUESS: tl.constexpr,  # share of the way from mean to maximum at which the border is looked for first
     SEARCH: tl.constexpr,
     ALIGN: tl.constexpr,  # divides vocab and the strides of rows
     HAS_UNCOND: tl.constexpr,
@@ -173,36 +179,47 @@ def split_sweep_kernel(
     present = ids < vocab // ALIGN * ALIGN
     offset = (b * (stride_b // ALIGN) + w * (stride_w // ALIGN)) * ALIGN
     uncond_offset = (b * (uncond_stride_b // ALIGN) + w * (uncond_stride_w // ALIGN)) * ALIGN
-    z = scaled_logits(
-        logits_ptr, uncond_ptr, allowed_ptr,
-        offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
-        ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
-    )  # fmt: skip
-    invalid = (z < float("inf")) == 0  # true for NaN too
-    z = tl.where(invalid, float("-inf"), z)
+    raw = tl.load(logits_ptr + offset + ids.to(tl.int64) * stride_v, mask=present, other=float("-inf"))
+    z = raw.to(tl.float32)
+    if HAS_UNCOND:
+        raw_uncond = tl.load(uncond_ptr + uncond_offset + ids.to(tl.int64) * uncond_stride_v, mask=present & (scale != 1.0), other=0.0)
+        z = raw_uncond.to(tl.float32) + scale * (z - raw_uncond.to(tl.float32))
+    z = tempered(z, temperature)
     maximum = tl.max(z)
+    finite, usable, bad = BLOCK_V, BLOCK_V * 1.0, 0
+    all_usable = tl.sum(z - z) == 0.0
+    if HAS_ALLOWED:
+        allowed = tl.load(allowed_ptr + ids, mask=present, other=0) != 0
+        all_usable = all_usable & (tl.sum(tl.where(allowed, 0.0, 1.0)) == 0.0)
+    if all_usable == 0:  # ids that are masked, not allowed or not there; or NaN and +inf, which nearly no row has
+        z = raw.to(tl.float32)
+        if HAS_UNCOND:
+            z = guided(z, raw_uncond.to(tl.float32), scale)
+        usable = tl.minimum(vocab - split * BLOCK_V, BLOCK_V).to(tl.float32)
+        if HAS_ALLOWED:
+            z = tl.where(allowed, z, float("-inf"))
+            usable = tl.sum(tl.where(allowed, 1.0, 0.0))
+        z = tempered(z, temperature)
+        valid = z < float("inf")
+        bad = tl.max((valid == 0).to(tl.int32))
+        z = tl.where(valid, z, float("-inf"))
+        maximum = tl.max(z)
+        finite = tl.sum(tl.where(z > float("-inf"), 1.0, 0.0)).to(tl.int32)
     base = tl.where(maximum == float("-inf"), 0.0, maximum)
-    # Both counts in one sum: a split has less than 2^16 ids.
-    finite = z > float("-inf")
-    counts = tl.sum(tl.where(invalid, 65536, tl.where(finite, 1, 0)))
-    part = row * SPLITS + split
-    tl.store(part_max_ptr + part, maximum)
-    tl.store(part_bad_ptr + part, (counts >= 65536).to(tl.int32))
     # Where top-k leaves some of the ids, what matters is their mass, which the merge adds up.
     mass = 0.0
     if (top_k <= 0) | (top_k >= vocab):
         mass = tl.sum(tl.exp(z - base))
+    part = row * SPLITS + split
+    tl.store(part_max_ptr + part, maximum)
     tl.store(part_mass_ptr + part, mass)
-    usable = tl.minimum(vocab - split * BLOCK_V, BLOCK_V).to(tl.float32)
-    if HAS_ALLOWED:
-        usable = tl.sum(tl.where(present & (tl.load(allowed_ptr + ids, mask=present, other=0) != 0), 1.0, 0.0))
     tl.store(part_usable_ptr + part, usable)
+    tl.store(part_bad_ptr + part, bad)
     if SEARCH:
-        border = border_above(z, base, counts % 65536, PER_SPLIT)
+        border, total = border_above(z, base, finite, PER_SPLIT, ALIGN, FIRST_GUESS)
         chosen = tl.where(z > border, 1.0, 0.0)
         of_group = tl.sum(chosen, axis=1).to(tl.int32)
         place = tl.cumsum(of_group, axis=0) - of_group
-        total = tl.sum(of_group, axis=0)
         candidates = candidates_ptr + part * PER_SPLIT
         # Column by column: a store of the whole tile would have the threads exchange all its addresses first.
         for lane in tl.static_range(ALIGN):
