@@ -112,7 +112,7 @@ def row_statistics_kernel(
     row_mass = maximum * 0.0
     if tl.max(((top_k <= 0) | (top_k >= vocab)).to(tl.int32)) > 0:
         row_mass = tl.sum(tl.exp(z - maximum[:, None]), axis=1)
-    threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P)
+    threshold, cut, logsumexp, _ = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, maximum * 0.0 + vocab, TOP_K, TOP_P)
     tl.store(threshold_ptr + row, threshold, mask=live)
     tl.store(cut_ptr + row, cut.to(tl.int64), mask=live)
     tl.store(logsumexp_ptr + row, logsumexp, mask=live)
@@ -323,7 +323,7 @@ def split_merge_kernel(
             ids, present, scale[:, None], temperature[:, None], HAS_UNCOND, HAS_ALLOWED,
         )  # fmt: skip
         z = tl.where(z < float("inf"), z, float("-inf"))
-        threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, TOP_K, TOP_P)
+        threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, maximum * 0.0 + vocab, TOP_K, TOP_P)
         left_out = tl.max(tl.load(part_border_ptr + part, mask=exists, other=LOWEST_KEY), axis=1)
         if tl.max((relied <= left_out).to(tl.int32), axis=0) > 0:
             k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
