@@ -148,7 +148,7 @@ def _statistics(
         BLOCK_V=plan.block,
         SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
-        **launch_options(16),
+        **launch_options(8),
     )
     return result, parts["candidates_ptr"] if top_k or top_p else None
 

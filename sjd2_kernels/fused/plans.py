@@ -73,7 +73,7 @@ def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
     if vocab <= SINGLE:
         block = max(16, next_power(vocab))
         rows = rows_per_program(block, rows)
-        warps = 4 if block * rows <= 2048 else 8 if block * rows <= 4096 else 16
+        warps = 4 if block * rows <= 4096 else 8
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
     return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 4)
