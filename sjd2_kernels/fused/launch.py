@@ -12,7 +12,7 @@ from ..random import Purpose
 from ..verify.records import LastForward, Rule
 from .draw import draw_kernel
 from .logits import launch_options
-from .plans import ALIGN, DrawPlan, draw_plan, next_power, rows_per_program, statistics_plan
+from .plans import ALIGN, SWEEP_REGISTERS, DrawPlan, draw_plan, first_guess, next_power, rows_per_program, statistics_plan
 from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_kernel
 
 __all__ = ["sample_fused", "verify_fused"]
@@ -90,8 +90,8 @@ def _statistics(
         torch.empty(batch, window, dtype=torch.int64, device=device),
         torch.empty(batch, window, dtype=torch.float32, device=device),
     )
-    plan = statistics_plan(rows, vocab)
     top_k, top_p = processing.max_top_k > 0, processing.uses_top_p
+    plan = statistics_plan(rows, vocab, 0 if top_p else processing.max_top_k)
     judged = accept or dict.fromkeys(
         ("drafts_ptr", "q_row_ptr", "seeds_ptr", "iteration_ptr", "position_ptr", "uniform_log_ptr", "flags_ptr"), counters
     )
@@ -133,11 +133,11 @@ def _statistics(
         SPLITS=plan.splits,
         BLOCK_V=plan.block,
         PER_SPLIT=plan.per_split,
-        FIRST_GUESS=plan.first_guess,
+        FIRST_GUESS=first_guess(plan.per_split, plan.block),
         SEARCH=top_k or top_p,
         ALIGN=math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v"))),
         **inputs.flags,
-        **launch_options(plan.warps),
+        **launch_options(plan.warps, SWEEP_REGISTERS),
     )
     padded = next_power(plan.splits)
     split_merge_kernel[(rows,)](

@@ -15,7 +15,7 @@ import torch
 from ..sampling.inverse_cdf import BLOCK
 from . import INTERPRETED
 
-__all__ = ["ALIGN", "DrawPlan", "StatisticsPlan", "draw_plan", "next_power", "rows_per_program", "statistics_plan"]
+__all__ = ["ALIGN", "SWEEP_REGISTERS", "DrawPlan", "StatisticsPlan", "draw_plan", "first_guess", "next_power", "rows_per_program", "statistics_plan"]
 
 #: Longest row that one program holds in its registers without spilling.
 SINGLE = 8_192
@@ -23,8 +23,10 @@ SINGLE = 8_192
 SPLIT = 4_096
 #: Logits that a load takes at most, where rows begin at multiples of as many.
 ALIGN = 8
-#: Candidates per row that the splits leave together.
-CANDIDATES = 8_192
+#: Candidates per row that the splits leave together, at least and at most.
+CANDIDATES = 1_024, 8_192
+#: Of a thread that sweeps a split: five programs at once on NVIDIA's processors, which have 65,536.
+SWEEP_REGISTERS = 96
 #: Blocks of ``BLOCK`` ids per drawing program.
 BLOCKS_PER_PROGRAM = 8
 #: Elements of a tile up to which short rows share a program; interpreted programs cost the same whatever their size.
@@ -41,6 +43,13 @@ def rows_per_program(width: int, rows: int) -> int:
     return max(1, min(TILE // width, next_power(rows)))
 
 
+@cache
+def first_guess(per_split: int, split: int) -> float:
+    """How far from mean to maximum the border of a split lies that leaves three quarters of its room, if its logits are normal."""
+    normal = NormalDist()
+    return normal.inv_cdf(1 - 0.75 * per_split / split) / normal.inv_cdf(1 - 0.5 / split)
+
+
 @dataclass(frozen=True)
 class StatisticsPlan:
     """How a row's statistics are found: in one program (``splits`` 1) or over several."""
@@ -50,12 +59,6 @@ class StatisticsPlan:
     rows: int
     per_split: int
     warps: int
-
-    @property
-    def first_guess(self) -> float:
-        """How far from mean to maximum the border of a split lies that leaves three quarters of its room, if its logits are normal."""
-        normal = NormalDist()
-        return normal.inv_cdf(1 - 0.75 * self.per_split / self.block) / normal.inv_cdf(1 - 0.5 / self.block)
 
     def scratch(self, rows: int, search: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of what the splits of ``rows`` rows leave for the merge."""
@@ -67,16 +70,20 @@ class StatisticsPlan:
         return floats | integers | {"candidates_ptr": ((*part, self.per_split) if search else (1,), torch.int16)}
 
 
-@cache
-def statistics_plan(rows: int, vocab: int) -> StatisticsPlan:
-    """The plan for ``rows`` rows of ``vocab`` ids."""
+def statistics_plan(rows: int, vocab: int, top_k: int = 0) -> StatisticsPlan:
+    """The plan for ``rows`` rows of ``vocab`` ids, of which ``top_k`` at most are kept (0: any number).
+
+    Splits leave half of their room or more, and not all have as many of the highest ids: there is room for four times ``top_k``.
+    """
     if vocab <= SINGLE:
         block = max(16, next_power(vocab))
         rows = rows_per_program(block, rows)
         warps = 4 if block * rows <= 4096 else 8
         return StatisticsPlan(1, block, rows, 0, warps)
     splits = -(-vocab // SPLIT)
-    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, CANDIDATES // next_power(splits))), 4)
+    least, most = CANDIDATES
+    room = min(most, max(least, next_power(4 * top_k))) if top_k else most
+    return StatisticsPlan(splits, SPLIT, 1, min(SPLIT, max(1, room // next_power(splits))), 4)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,6 @@ class DrawPlan:
         }
 
 
-@cache
 def draw_plan(rows: int, vocab: int) -> DrawPlan:
     """The plan for ``rows`` rows of ``vocab`` ids."""
     block = min(BLOCK, max(16, next_power(vocab)))

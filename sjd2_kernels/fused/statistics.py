@@ -179,27 +179,25 @@ def split_sweep_kernel(
     present = ids < vocab // ALIGN * ALIGN
     offset = (b * (stride_b // ALIGN) + w * (stride_w // ALIGN)) * ALIGN
     uncond_offset = (b * (uncond_stride_b // ALIGN) + w * (uncond_stride_w // ALIGN)) * ALIGN
-    raw = tl.load(logits_ptr + offset + ids.to(tl.int64) * stride_v, mask=present, other=float("-inf"))
-    z = raw.to(tl.float32)
+    z = tl.load(logits_ptr + offset + ids.to(tl.int64) * stride_v, mask=present, other=float("-inf")).to(tl.float32)
     if HAS_UNCOND:
-        raw_uncond = tl.load(uncond_ptr + uncond_offset + ids.to(tl.int64) * uncond_stride_v, mask=present & (scale != 1.0), other=0.0)
-        z = raw_uncond.to(tl.float32) + scale * (z - raw_uncond.to(tl.float32))
+        uncond = tl.load(uncond_ptr + uncond_offset + ids.to(tl.int64) * uncond_stride_v, mask=present & (scale != 1.0), other=0.0).to(tl.float32)
+        z = uncond + scale * (z - uncond)
     z = tempered(z, temperature)
     maximum = tl.max(z)
     finite, usable, bad = BLOCK_V, BLOCK_V * 1.0, 0
     all_usable = tl.sum(z - z) == 0.0
     if HAS_ALLOWED:
-        allowed = tl.load(allowed_ptr + ids, mask=present, other=0) != 0
-        all_usable = all_usable & (tl.sum(tl.where(allowed, 0.0, 1.0)) == 0.0)
+        all_usable = all_usable & (tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 0.0, 1.0)) == 0.0)
     if all_usable == 0:  # ids that are masked, not allowed or not there; or NaN and +inf, which nearly no row has
-        z = raw.to(tl.float32)
-        if HAS_UNCOND:
-            z = guided(z, raw_uncond.to(tl.float32), scale)
+        z = scaled_logits(
+            logits_ptr, uncond_ptr, allowed_ptr,
+            offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
+            ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
+        )  # fmt: skip
         usable = tl.minimum(vocab - split * BLOCK_V, BLOCK_V).to(tl.float32)
         if HAS_ALLOWED:
-            z = tl.where(allowed, z, float("-inf"))
-            usable = tl.sum(tl.where(allowed, 1.0, 0.0))
-        z = tempered(z, temperature)
+            usable = tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 1.0, 0.0))
         valid = z < float("inf")
         bad = tl.max((valid == 0).to(tl.int32))
         z = tl.where(valid, z, float("-inf"))
