@@ -217,7 +217,10 @@ def split_sweep_kernel(
         border, total = border_above(z, base, finite, PER_SPLIT, ALIGN, FIRST_GUESS)
         chosen = tl.where(z > border, 1.0, 0.0)
         of_group = tl.sum(chosen, axis=1).to(tl.int32)
-        place = tl.cumsum(of_group, axis=0) - of_group
+        first, second = tl.split(tl.trans(tl.reshape(of_group, [2, BLOCK_V // ALIGN // 2])))
+        both = first + second * 65536
+        before = tl.cumsum(both, axis=0) - both
+        place = tl.reshape(tl.trans(tl.join(before & 65535, (before >> 16) + tl.sum(first, axis=0))), [BLOCK_V // ALIGN])
         candidates = candidates_ptr + part * PER_SPLIT
         # Column by column: a store of the whole tile would have the threads exchange all its addresses first.
         for lane in tl.static_range(ALIGN):
