@@ -185,17 +185,21 @@ def split_sweep_kernel(
         z = uncond + scale * (z - uncond)
     z = tempered(z, temperature)
     maximum = tl.max(z)
-    finite, usable, bad = BLOCK_V, BLOCK_V * 1.0, 0
-    all_usable = tl.sum(z - z) == 0.0
+    finite = tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
+    usable, bad = finite.to(tl.float32), 0
+    # z − z is 0 where z is finite, and NaN elsewhere.
+    if finite < BLOCK_V:
+        irregular = tl.sum(tl.where(present, z - z, 0.0))
+    else:
+        irregular = tl.sum(z - z)
     if HAS_ALLOWED:
-        all_usable = all_usable & (tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 0.0, 1.0)) == 0.0)
-    if all_usable == 0:  # ids that are masked, not allowed or not there; or NaN and +inf, which nearly no row has
+        irregular += tl.sum(tl.where(present & (tl.load(allowed_ptr + ids, mask=present, other=0) == 0), 1.0, 0.0))
+    if irregular != 0.0:  # ids that are masked or not allowed; or NaN and +inf, which nearly no row has. Read again: registers for both are too many.
         z = scaled_logits(
             logits_ptr, uncond_ptr, allowed_ptr,
             offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
             ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
         )  # fmt: skip
-        usable = tl.minimum(vocab - split * BLOCK_V, BLOCK_V).to(tl.float32)
         if HAS_ALLOWED:
             usable = tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 1.0, 0.0))
         valid = z < float("inf")

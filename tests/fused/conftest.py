@@ -59,7 +59,7 @@ def small_splits(monkeypatch) -> None:
     """Rows are split from 257 ids on, and leave 256 candidates, so that small tests take the way of large vocabularies."""
     from sjd2_kernels.fused import plans
 
-    for name, value in {"SINGLE": 256, "SPLIT": 256, "CANDIDATES": 256, "BLOCK": 128, "BLOCKS_PER_PROGRAM": 2}.items():
+    for name, value in {"SINGLE": 256, "SPLIT": 256, "CANDIDATES": (256, 256), "BLOCK": 128, "BLOCKS_PER_PROGRAM": 2}.items():
         monkeypatch.setattr(plans, name, value)
 
 

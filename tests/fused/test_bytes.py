@@ -110,7 +110,9 @@ def test_a_residual_reads_the_last_logits_where_it_draws_and_nowhere_else(monkey
 
 @pytest.mark.parametrize("settings", [{"top_k": 50}, {"top_p": 0.5}], ids=["top-k", "top-p"])
 def test_thresholds_of_a_split_row_cost_the_candidates_and_no_further_pass(monkeypatch, settings):
-    from sjd2_kernels.fused.plans import CANDIDATES
+    from sjd2_kernels.fused.plans import CANDIDATES as LIMITS
+
+    CANDIDATES = LIMITS[1]
 
     now, uncond, processing, arguments = _window(20_000, kept=True, **settings)
     meter = Meter(monkeypatch, now=now)
@@ -122,7 +124,9 @@ def test_thresholds_of_a_split_row_cost_the_candidates_and_no_further_pass(monke
 @pytest.mark.parametrize("rule", [Rule.COUPLED, Rule.GUMBEL_TAIL, Rule.GUMBEL])
 @pytest.mark.parametrize("settings", [{"top_k": 50}, {"top_p": 0.5}], ids=["top-k", "top-p"])
 def test_draws_of_a_split_row_cost_what_is_kept_and_a_block_and_no_further_pass(monkeypatch, settings, rule):
-    from sjd2_kernels.fused.plans import CANDIDATES
+    from sjd2_kernels.fused.plans import CANDIDATES as LIMITS
+
+    CANDIDATES = LIMITS[1]
 
     now, uncond, processing, arguments = _window(20_000, kept=False, **settings)
     arguments["q_row"] = torch.arange(WINDOW)[None]  # that q, and rejected all the same: p of the lowest id is 0
