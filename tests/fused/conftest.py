@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sjd2_kernels.fused import triton_obstacle
+from support.interpreted import Filled
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -89,14 +90,5 @@ def poisoned(monkeypatch) -> None:
         return
     from sjd2_kernels.fused import attention, denoise, launch
 
-    class Torch:
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-        @staticmethod
-        def empty(*shape, dtype, device):
-            value = {torch.bool: True, torch.int16: -12_345, torch.int32: -1_234_567_890, torch.int64: -(2**60)}.get(dtype, float("nan"))
-            return torch.full(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, value, dtype=dtype, device=device)
-
     for module in (launch, denoise, attention):
-        monkeypatch.setattr(module, "torch", Torch())
+        monkeypatch.setattr(module, "torch", Filled())
