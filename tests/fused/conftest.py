@@ -92,3 +92,31 @@ def poisoned(monkeypatch) -> None:
 
     for module in (launch, denoise, attention):
         monkeypatch.setattr(module, "torch", Filled())
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch) -> None:
+    """The interpreter patches ``triton.language`` again for every call of a device function, which is half of its time: here once a launch."""
+    from sjd2_kernels.fused import INTERPRETED
+
+    if not INTERPRETED:
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, run = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    patched: set[str] = set()
+
+    def patch_once(function):
+        modules = {module.__name__ for module in (language, language.core) if any(value is module for value in function.__globals__.values())}
+        if modules <= patched and modules:
+            return None
+        patched.update(modules)
+        return patch(function)
+
+    def launch(self, *arguments, **named):
+        patched.clear()  # what a launch has patched is undone at its end
+        return run(self, *arguments, **named)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
