@@ -212,7 +212,7 @@ class Watched:
 
     def check(self, pointers: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(mask without the lanes that lie outside, addresses of the others)."""
-        mask = np.broadcast_to(mask, pointers.shape)
+        mask = np.broadcast_to(mask.astype(bool, copy=False), pointers.shape)
         addresses = pointers[mask]
         if not addresses.size:
             return mask, addresses
@@ -324,7 +324,7 @@ def _patches(watched: Watched) -> Iterator:
 
     def watched_rmw(self, operation, pointers, value, mask, semantics, scope):
         size = value.data.dtype.itemsize
-        mask_data = np.broadcast_to(mask.data, pointers.data.shape)
+        mask_data = np.broadcast_to(mask.data.astype(bool, copy=False), pointers.data.shape)
         addresses = pointers.data[mask_data]
         if addresses.size:
             if not watched._launch.inside(addresses, size).all():
