@@ -5,15 +5,17 @@ Results must be the same to the last bit whatever the order of programs is and w
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from sjd2_kernels import Purpose, Rule, denoise, sample, verify, window_attention
-from sjd2_kernels.fused import INTERPRETED, attention, plans
+from sjd2_kernels import LastForward, LogitsProcessing, Purpose, Rule, denoise, sample, verify, window_attention
+from sjd2_kernels.fused import INTERPRETED, attention, launch, plans
 from sjd2_kernels.fused import denoise as denoising
 from support.attention import attention_case, paged
 from support.embeddings import denoising_case
-from support.fused import random_window, some_slots
+from support.fused import compare_verify, random_window, some_slots
 from support.interpreted import interpreted
 
 if not INTERPRETED:
@@ -136,3 +138,110 @@ def test_attention(timesteps, page_size, split, monkeypatch):
         ["window_attention_kernel", *["merge_splits_kernel"] * split],
         orders=("descending", 1),
     )
+
+
+def far(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """The same numbers with the last along ``axis`` 2^31 elements from the first: 4 GB that are never touched but for these."""
+    strides = [0] * tensor.ndim
+    dense = 1
+    for other in reversed(range(tensor.ndim)):
+        if other != axis:
+            strides[other], dense = dense, dense * tensor.shape[other]
+    strides[axis] = -(-(2**31) // (tensor.shape[axis] - 1))
+    memory = torch.empty((tensor.shape[axis] - 1) * strides[axis] + dense, dtype=tensor.dtype)
+    return memory.as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def nearby(kernels, monkeypatch) -> None:
+    """Splits of 16 ids, so that few ids, and as few pages of memory, are many splits."""
+    if kernels is SPLIT_PATH:
+        for name, value in {"SINGLE": 16, "SPLIT": 16, "CANDIDATES": 64, "BLOCK": 16, "BLOCKS_PER_PROGRAM": 1}.items():
+            monkeypatch.setattr(plans, name, value)
+
+
+@pytest.mark.parametrize(
+    ("axis", "kernels", "rule"),
+    [
+        (0, SINGLE_PATH, Rule.COUPLED),
+        (1, SPLIT_PATH, Rule.COUPLED),
+        (2, SINGLE_PATH, Rule.GUMBEL_TAIL),
+        (2, SPLIT_PATH, Rule.GUMBEL_TAIL),
+        *(pytest.param(axis, path, rule, marks=pytest.mark.full) for axis in range(3) for path in (SINGLE_PATH, SPLIT_PATH) for rule in RULES),
+    ],
+)
+@pytest.mark.parametrize(
+    "search", [{"top_k": 12}, pytest.param({}, marks=pytest.mark.full), pytest.param({"top_k": 12, "top_p": 0.5}, marks=pytest.mark.full)]
+)
+def test_logits_that_lie_far_apart(axis, kernels, rule, search, monkeypatch):
+    """Offsets beyond 2^31 elements in p, in the unconditional logits and in q."""
+    nearby(kernels, monkeypatch)
+    logits, uncond, processing, arguments = random_window(2, 2, 33, dtype=torch.float16, guided=True, **search)
+    arguments["drafts"][0, 0] = 32  # the farthest, and rejected: q is asked for all ids
+    wanted = bits(fields(verify(logits, uncond, processing, rule=rule, backend="triton", **arguments)))
+    last = arguments["last"]
+    shifted = far(torch.stack([logits, uncond, last.logits, last.logits_uncond]), axis + 1)
+    moved = arguments | {"last": LastForward(shifted[2], shifted[3], last.statistics)}
+    with interpreted() as watched:
+        got = bits(fields(verify(shifted[0], shifted[1], processing, rule=rule, backend="triton", **moved)))
+    assert [name for name, _ in watched.launches] == kernels
+    assert got == wanted
+
+
+@pytest.mark.parametrize(("which", "axis"), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)])
+def test_embeddings_that_lie_far_apart(which, axis):
+    tensors, arguments = denoising_case(3, 4, 20, torch.float16)
+    arguments["tokens"][:, ::2] = 19
+    wanted = bits(denoise(*tensors, backend="triton", **arguments))
+    tensors[which] = far(tensors[which], axis)
+    with interpreted():
+        assert bits(denoise(*tensors, backend="triton", **arguments)) == wanted
+
+
+#: By name: a view of ``[2, 3, 1312]`` numbers, and the largest piece in which its rows can be loaded.
+VIEWS = {
+    "all": (lambda z: z, 8),
+    "fewer ids": (lambda z: z[..., :1304], 8),
+    "a multiple of 4": (lambda z: z[..., :1300], 4),
+    "odd": (lambda z: z[..., :1301], 1),
+    "behind the first id": (lambda z: z[..., 1:1305], 8),  # the base is not aligned: that Triton itself looks at, in the pointer
+    "behind the first slot": (lambda z: z[:, 1:], 8),
+    "odd rows of even length": (lambda z: z.flatten().as_strided((2, 3, 1288), (3 * 1301, 1301, 1)), 1),
+    "even rows, odd windows": (lambda z: z.flatten().as_strided((2, 2, 1296), (2 * 1302 + 1, 1302, 1)), 1),
+    "every second id": (lambda z: z[..., ::2], 8),
+    "slots first": (lambda z: z.transpose(0, 1), 8),
+    "ids first": (lambda z: z.permute(2, 0, 1).contiguous().permute(1, 2, 0), 1),
+    "one row for all": (lambda z: z[:1, :1].expand(2, 3, -1), 8),
+}
+
+
+@pytest.mark.parametrize("uncond", [None, 1312, 1314, 1313])
+@pytest.mark.parametrize("name", VIEWS)
+def test_rows_are_loaded_in_pieces_that_divide_every_offset(name, uncond, small_splits, monkeypatch):
+    """``ALIGN`` is a promise to the compiler: of the vocabulary, and of every stride between rows, of both branches."""
+    view, align = VIEWS[name]
+    logits = view(torch.zeros(2, 3, 1312))
+    batch, window, vocab = logits.shape
+    other = None if uncond is None else torch.zeros(2 * 3 * 1314).as_strided(logits.shape, (window * uncond, uncond, 1))
+    seen = {}
+
+    class Silent:
+        def __getitem__(self, grid):
+            return lambda **named: seen.update(named if "ALIGN" in named else {})
+
+    for kernel in ("split_sweep_kernel", "split_merge_kernel"):
+        monkeypatch.setattr(launch, kernel, Silent())
+    processing = LogitsProcessing.create(batch)
+    inputs = launch._inputs(logits, other, processing, None, window)
+    launch._statistics(inputs, processing, (batch, window, vocab), counters=torch.zeros(1).int(), accept=None, log_keep_ratio=0.0)
+    assert seen["ALIGN"] == (align if uncond is None else math.gcd(align, uncond))
+    promised = [vocab, *(offset for tensor in (logits, other) if tensor is not None for offset in tensor.stride()[:2])]
+    assert all(offset % seen["ALIGN"] == 0 for offset in promised)
+
+
+@pytest.mark.parametrize("name", ["behind the first id", "even rows, odd windows", "ids first", "one row for all"])
+def test_views_are_read_where_they_lie(name, small_splits):
+    numbers = torch.randn(2, 3, 1312, generator=torch.Generator().manual_seed(1))
+    logits = VIEWS[name][0](numbers)[:1, :2]
+    _, _, processing, arguments = random_window(1, 2, logits.shape[-1], has_last=False, top_k=9)
+    with interpreted():
+        compare_verify((logits, None, processing, arguments), Rule.COUPLED, "cpu")
