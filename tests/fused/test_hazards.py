@@ -175,8 +175,13 @@ def nearby(kernels, monkeypatch) -> None:
 def test_logits_that_lie_far_apart(axis, kernels, rule, search, monkeypatch):
     """Offsets beyond 2^31 elements in p, in the unconditional logits and in q."""
     nearby(kernels, monkeypatch)
-    logits, uncond, processing, arguments = random_window(2, 2, 33, dtype=torch.float16, guided=True, **search)
-    arguments["drafts"][0, 0] = 32  # the farthest, and rejected: q is asked for all ids
+    # Three along the axis, so that a stride fits in 32 bits, and Triton passes it so.
+    batch, window = 3 if axis == 0 else 1, 3 if axis == 1 else 2
+    logits, uncond, processing, arguments = random_window(batch, window, 33, dtype=torch.float16, guided=True, **search)
+    # Slot 0 is rejected and asks for q of all ids, slot 1 comes behind it; the farthest id is what is likely.
+    logits[..., 32] = 8
+    arguments["forced"].fill_(-1)
+    arguments["drafts"], arguments["q_row"] = logits.float().argmin(-1), torch.arange(window).expand(batch, window).contiguous()
     wanted = bits(fields(verify(logits, uncond, processing, rule=rule, backend="triton", **arguments)))
     last = arguments["last"]
     shifted = far(torch.stack([logits, uncond, last.logits, last.logits_uncond]), axis + 1)

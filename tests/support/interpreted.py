@@ -19,8 +19,8 @@ NaN and what is too large have no integer                      a fault where one
 maximum and minimum of a number and NaN are the number         as there; Triton 3.6 interprets it as NaN
 =============================================================  =====================================================================
 
-A program that reads what a *later* one of this order writes is not noticed; it is in the opposite order. Nor is a program noticed that overwrites, with
-no barrier between, what its other threads may still have to read.
+A program that reads what a *later* one of this order writes is not noticed; in the opposite order it is. If a program overwrites, with no barrier
+between, what its other threads have yet to read, that is never noticed.
 """
 
 from __future__ import annotations
