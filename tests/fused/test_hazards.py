@@ -84,10 +84,12 @@ def test_verify_with_a_sweep(small_splits, sweeps):
     assert sweeps
 
 
-@pytest.mark.parametrize("vocab", [100, 300])
-def test_verify_with_rows_that_cannot_be_drawn_from(vocab, small_splits):
+@pytest.mark.parametrize(
+    ("vocab", "search"), [(100, {"top_k": 3, "top_p": 0.9}), (300, {}), pytest.param(300, {"top_k": 3, "top_p": 0.9}, marks=pytest.mark.full)]
+)
+def test_verify_with_rows_that_cannot_be_drawn_from(vocab, search, small_splits):
     """What they give is worthless, but the same whatever happens."""
-    logits, uncond, processing, arguments = random_window(1, 3, vocab, has_last=False)
+    logits, uncond, processing, arguments = random_window(1, 3, vocab, has_last=False, **search)
     logits[0, 0, 3], logits[0, 1] = torch.nan, -torch.inf
     arguments["forced"].fill_(-1)
     check_verify((logits, uncond, processing, arguments), Rule.GUMBEL_TAIL, SINGLE_PATH if vocab < 256 else SPLIT_PATH)
