@@ -63,7 +63,7 @@ def _garbage(dtype: np.dtype, is_bfloat16: bool, kind: int):
         return (0x7FC0, 0x3F80)[kind]  # NaN and 1, as the interpreter has bfloat16: bits
     if dtype == np.bool_:
         return True
-    return (np.nan if dtype.kind == "f" else 2 ** (8 * dtype.itemsize - 2), 1)[kind]
+    return (np.nan if dtype.kind == "f" else 2 ** (8 * dtype.itemsize - 2) - 1, 1)[kind]
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
