@@ -44,13 +44,22 @@ def _window_attention_fake(query: torch.Tensor, *arguments: object) -> torch.Ten
     return query.new_empty(rows, inputs, heads, width)
 
 
-def attention_obstacle(query: torch.Tensor, keys: torch.Tensor) -> str | None:
-    """Why the Triton kernels cannot run; ``None`` if they can."""
+def _span(tensor: torch.Tensor) -> int:
+    """Elements of ``[·, H, S, D]`` from the first of a row, or of a page, to behind its last."""
+    _, heads, columns, width = tensor.shape
+    _, of_head, of_column, of_element = tensor.stride()
+    return max(heads - 1, 0) * of_head + columns * of_column + max(width - 1, 0) * of_element
+
+
+def attention_obstacle(query: torch.Tensor, *caches: torch.Tensor) -> str | None:
+    """Why the Triton kernels cannot run; ``None`` if they can. ``caches`` are the keys and the values."""
     if query.shape[3] > WIDEST_HEAD:
         return f"heads are at most {WIDEST_HEAD} wide there, and these are {query.shape[3]}"
-    if keys.shape[2] * keys.stride(2) >= 2**31:  # columns of a row, or of a page, are counted from its first element in 32 bits
-        return f"the columns of a row span fewer than 2^31 elements there, and these {keys.shape[2] * keys.stride(2)}"
-    return triton_obstacle(query, keys)
+    # Within a row, or a page, elements are counted in 32 bits.
+    for name, span in (("inputs", _span(query)), *(("columns", _span(cache)) for cache in caches)):
+        if span >= 2**31:
+            return f"the {name} of a row span fewer than 2^31 elements there, and these {span}"
+    return triton_obstacle(query, *caches)
 
 
 def window_attention(
@@ -123,5 +132,5 @@ def window_attention(
         if levels.ndim != 2 or levels.shape[0] != rows or levels.shape[1] > inputs:
             raise ValueError(f"levels: expected shape ({rows}, W) with W <= {inputs}, got {tuple(levels.shape)}")
         check_integer("levels", levels)
-    chosen = resolve_backend("window_attention", backend, fused_backends(query, keys, obstacle=attention_obstacle(query, keys)))
+    chosen = resolve_backend("window_attention", backend, fused_backends(query, keys, obstacle=attention_obstacle(query, keys, values)))
     return torch.ops.sjd2.window_attention(query, keys, values, lengths, levels, block_table, width**-0.5 if scale is None else scale, chosen)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sjd2_kernels.fused import triton_obstacle
+from support.interpreted import Filled
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -89,14 +90,33 @@ def poisoned(monkeypatch) -> None:
         return
     from sjd2_kernels.fused import attention, denoise, launch
 
-    class Torch:
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-        @staticmethod
-        def empty(*shape, dtype, device):
-            value = {torch.bool: True, torch.int16: -12_345, torch.int32: -1_234_567_890, torch.int64: -(2**60)}.get(dtype, float("nan"))
-            return torch.full(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, value, dtype=dtype, device=device)
-
     for module in (launch, denoise, attention):
-        monkeypatch.setattr(module, "torch", Torch())
+        monkeypatch.setattr(module, "torch", Filled())
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch) -> None:
+    """The interpreter patches ``triton.language`` again for every call of a device function, which is half of its time: here once a launch."""
+    from sjd2_kernels.fused import INTERPRETED
+
+    if not INTERPRETED:
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, run = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    patched: set[str] = set()
+
+    def patch_once(function):
+        modules = {module.__name__ for module in (language, language.core) if any(value is module for value in function.__globals__.values())}
+        if modules <= patched and modules:
+            return None
+        patched.update(modules)
+        return patch(function)
+
+    def launch(self, *arguments, **named):
+        patched.clear()  # what a launch has patched is undone at its end
+        return run(self, *arguments, **named)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)

@@ -79,3 +79,15 @@ def test_rows_that_are_too_long_are_not_for_the_kernels():
     query = torch.empty(1, 1, 1, 1, device="meta")
     long = torch.empty_strided((1, 1, 2**20, 1), (2**31, 2**31, 2**11, 1), device="meta")
     assert attention_obstacle(query, long) == "the columns of a row span fewer than 2^31 elements there, and these 2147483648"
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_nor_are_rows_whose_heads_inputs_or_elements_lie_far_apart(place, axis):
+    """Their offsets are counted in 32 bits: of queries and values as of keys, and along every axis."""
+    tensors = [torch.empty(1, 3, 3, 3, device="meta")] * 3
+    assert "elements there" not in str(attention_obstacle(*tensors))
+    strides = [16, 16, 4, 1]
+    strides[axis] = 2**30
+    tensors[place] = torch.empty_strided((1, 3, 3, 3), strides, device="meta")
+    assert f"the {'columns' if place else 'inputs'} of a row span fewer than 2^31 elements there" in attention_obstacle(*tensors)
