@@ -143,15 +143,13 @@ void compact_rows(const std::vector<Tensor>& caches, Vector lengths, Vector rows
   const auto stream = static_cast<cudaStream_t>(queue.stream);
   const Plan plan{rows.size, workspace};
   const int64_t columns = caches.empty() ? 0 : caches[0].size[2];
-  plan_rows_kernel<<<1, 1, 0, stream>>>(plan, lengths, rows, overflow);
-  check(cudaGetLastError(), "kv compact: plan");
+  enqueue("kv compact: plan", 1, 1, stream, plan_rows_kernel, plan, lengths, rows, overflow);
   const int64_t splits = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
     const int64_t heads = caches[0].size[1];
     if (heads == 0 || columns == 0) return;
-    move_rows_kernel<decltype(tag)><<<dim3(at_most(heads * splits, INT32_MAX), count), block_for(part.cache[0].units), 0, stream>>>(
-        part, plan, splits, columns);
-    check(cudaGetLastError(), "kv compact: move");
+    const dim3 grid(at_most(heads * splits, INT32_MAX), count);
+    enqueue("kv compact: move", grid, block_for(part.cache[0].units), stream, move_rows_kernel<decltype(tag)>, part, plan, splits, columns);
   });
 }
 
@@ -163,12 +161,11 @@ void compact_columns(const std::vector<Tensor>& caches, Vector lengths, Matrix c
   const Plan plan{columns.columns, workspace};
   const int64_t pages = caches[0].size[0], heads = caches[0].size[1], page_size = caches[0].size[2];
   if (heads == 0 || page_size == 0) return;
-  plan_columns_kernel<<<at_most((lengths.size + 63) / 64, 65535), 64, 0, stream>>>(plan, lengths, columns, table, pages, page_size, overflow);
-  check(cudaGetLastError(), "kv compact: plan");
+  enqueue("kv compact: plan", at_most((lengths.size + 63) / 64, 65535), 64, stream, plan_columns_kernel, plan, lengths, columns, table, pages,
+          page_size, overflow);
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
-    move_columns_kernel<decltype(tag)><<<dim3(at_most(heads, INT32_MAX), count, at_most(lengths.size, 65535)), 64, 0, stream>>>(
-        part, plan, lengths, table, page_size);
-    check(cudaGetLastError(), "kv compact: move");
+    const dim3 grid(at_most(heads, INT32_MAX), count, at_most(lengths.size, 65535));
+    enqueue("kv compact: move", grid, 64, stream, move_columns_kernel<decltype(tag)>, part, plan, lengths, table, page_size);
   });
 }
 
@@ -176,9 +173,8 @@ void scrub(const std::vector<Tensor>& caches, Vector lengths, Vector new_lengths
   if (caches.empty() || lengths.size == 0 || caches[0].size[1] == 0 || caches[0].size[2] == 0) return;
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
     const dim3 grid(at_most(caches[0].size[1], INT32_MAX), count, at_most(lengths.size, 65535));
-    scrub_kernel<decltype(tag)><<<grid, block_for(part.cache[0].units), 0, stream>>>(part, lengths, new_lengths, table, caches[0].size[0],
-                                                                                   caches[0].size[2], window);
-    check(cudaGetLastError(), "kv rollback: scrub");
+    enqueue("kv rollback: scrub", grid, block_for(part.cache[0].units), stream, scrub_kernel<decltype(tag)>, part, lengths, new_lengths, table,
+            caches[0].size[0], caches[0].size[2], window);
   });
 }
 

@@ -66,11 +66,9 @@ void transfer(const Tensor& key_cache, const Tensor& value_cache, const Tensor& 
   const int64_t splits = (window + kColumnsPerBlock - 1) / kColumnsPerBlock;
   const dim3 grid(at_most(heads * splits, INT32_MAX), at_most(rows, 65535), 2);
   with_unit(unit, [&](auto tag) {
-    using Unit = decltype(tag);
-    transfer_kernel<Unit, kToCache>
-        <<<grid, block_for(job.cache[0].units), 0, static_cast<cudaStream_t>(queue.stream)>>>(job, splits);
+    enqueue(kToCache ? "kv append" : "kv gather", grid, block_for(job.cache[0].units), static_cast<cudaStream_t>(queue.stream),
+            transfer_kernel<decltype(tag), kToCache>, job, splits);
   });
-  check(cudaGetLastError(), kToCache ? "kv append" : "kv gather");
 }
 
 }  // namespace
