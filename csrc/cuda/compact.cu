@@ -14,21 +14,26 @@ struct Caches {
   Strided cache[kCaches];
 };
 
-// Call launch(caches, how many, Unit{}) until all of `caches` had their turn.
+// Call launch(caches, how many, Unit{}) until all of `caches` had their turn. One launch moves units of one size: caches whose elements lie
+// side by side have one in common; one with a stride between its elements can only be moved element by element, with others of its itemsize.
 template <typename Launch>
 void for_each_launch(const std::vector<Tensor>& caches, Launch launch) {
-  for (size_t first = 0; first < caches.size(); first += kCaches) {
-    const size_t count = caches.size() - first < kCaches ? caches.size() - first : kCaches;
-    int64_t unit = 16;
-    bool spread = false;
-    for (size_t i = first; i < first + count; ++i) {
-      unit = unit_of(caches[i]) < unit ? unit_of(caches[i]) : unit;
-      spread |= caches[i].stride[3] != caches[i].itemsize;
-    }
-    if (spread) unit = caches[first].itemsize;
+  for (const int64_t itemsize : {0, 1, 2, 4, 8}) {  // 0: side by side
     Caches part{};
-    for (size_t i = 0; i < count; ++i) part.cache[i] = in_units(caches[first + i], unit);
-    with_unit(unit, [&](auto tag) { launch(part, static_cast<unsigned>(count), tag); });
+    std::vector<const Tensor*> together;
+    const auto launch_them = [&] {
+      int64_t unit = 16;
+      for (const Tensor* cache : together) unit = unit_of(*cache) < unit ? unit_of(*cache) : unit;
+      for (size_t i = 0; i < together.size(); ++i) part.cache[i] = in_units(*together[i], unit);
+      if (!together.empty()) with_unit(unit, [&](auto tag) { launch(part, static_cast<unsigned>(together.size()), tag); });
+      together.clear();
+    };
+    for (const Tensor& cache : caches) {
+      if ((is_spread(cache) ? cache.itemsize : 0) != itemsize) continue;
+      together.push_back(&cache);
+      if (together.size() == kCaches) launch_them();
+    }
+    launch_them();
   }
 }
 

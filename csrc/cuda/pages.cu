@@ -102,7 +102,7 @@ __global__ void reserve_kernel(Matrix table, FreeList free_list, Vector lengths,
   for (int64_t row = share.begin; row < share.end; ++row) {
     const int64_t pages = missing(row);
     if (!fits(row) || (pages > 0 && rank + pages > available)) {
-      mark(overflow, row);
+      if (at(lengths, row) >= 0) mark(overflow, row);
     } else if (pages > 0) {
       int64_t place = available - rank;
       for (int64_t n = 0; n < needed(row); ++n)
