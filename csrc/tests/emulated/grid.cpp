@@ -149,3 +149,8 @@ const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorInvalidConfiguration) return emulated::refused.c_str();
   return error == cudaSuccess ? "no error" : "invalid device";
 }
+
+// For Python, which has the module but no header: tests/kv_cache/test_emulated.py.
+extern "C" __attribute__((visibility("default"))) void sjd2_emulated_order(int order, uint64_t seed) {
+  emulated::set_order(static_cast<emulated::Order>(order), seed);
+}
