@@ -56,7 +56,8 @@ template <bool kToCache>
 void transfer(const Tensor& key_cache, const Tensor& value_cache, const Tensor& keys, const Tensor& values, Vector lengths, Matrix table,
               Flags overflow, Queue queue) {
   const int64_t rows = lengths.size, heads = key_cache.size[1], window = keys.size[2];
-  if (rows == 0 || heads == 0 || window == 0) return;
+  // Rows whose columns have no place to be gathered to are marked like any that do not fit.
+  if (rows == 0 || heads == 0 || (kToCache && window == 0)) return;
   const DeviceGuard guard(queue.device);
   int64_t unit = 16;
   for (const Tensor* tensor : {&key_cache, &value_cache, &keys, &values}) unit = unit_of(*tensor) < unit ? unit_of(*tensor) : unit;
@@ -67,7 +68,7 @@ void transfer(const Tensor& key_cache, const Tensor& value_cache, const Tensor& 
   job.dense[0] = in_units(keys, unit), job.dense[1] = in_units(values, unit);
   job.heads = heads, job.rows = rows, job.pages = key_cache.size[0], job.page_size = key_cache.size[2], job.window = window;
   job.lengths = lengths, job.table = table, job.overflow = overflow;
-  const int64_t splits = (window + kColumnsPerBlock - 1) / kColumnsPerBlock;
+  const int64_t splits = window == 0 ? 1 : (window + kColumnsPerBlock - 1) / kColumnsPerBlock;
   const dim3 grid(at_most(heads * splits, INT32_MAX), at_most(rows, 65535), 2);
   with_unit(unit, [&](auto tag) {
     enqueue(kToCache ? "kv append" : "kv gather", grid, block_for(job.cache[0].units), static_cast<cudaStream_t>(queue.stream),

@@ -14,9 +14,9 @@ using emulated::Order;
 
 // Of every operation. Sanitizers make a change of threads many times slower.
 #ifdef __SANITIZE_ADDRESS__
-constexpr int kCalls = 50;
+constexpr int kCalls = 40;
 #else
-constexpr int kCalls = 250;
+constexpr int kCalls = 200;
 #endif
 
 // Ask the CPU until it does the call, leaving out what it refuses by setting `skip` of that row to -1. Returns `skip` as it was.
@@ -62,7 +62,7 @@ void append(uint64_t seed) {
 void gather(uint64_t seed) {
   Random random(seed);
   State state = random_state(random, random.in(1, 4) > 1, 1, true, 0, random.one_in(2));
-  with_dense(random, state, random.one_in(3) ? random.in(1, 3) : state.page_size * 4);
+  with_dense(random, state, random.one_in(3) ? random.in(0, 3) : state.page_size * 4);
   State expected = state;
   expected.lengths = leaving_out(expected, &State::lengths, [&] {
     return cpu::gather(expected.caches[0].view(), expected.caches[1].view(), expected.keys.view(), expected.values.view(),
