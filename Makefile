@@ -63,7 +63,7 @@ test-native: setup
 	for sanitize in OFF ON; do \
 	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
 	  $(BIN)/cmake --build build/native-$$sanitize && \
-	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure || exit 1; \
+	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure --parallel 2 || exit 1; \
 	done
 	$(BIN)/cmake -S . -B build/native-OFF -DSJD2_PYTHON_MODULE=ON -DSJD2_EMULATE_CUDA=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"

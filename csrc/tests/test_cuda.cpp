@@ -14,7 +14,7 @@ using emulated::Order;
 
 // Of every operation. Sanitizers make a change of threads many times slower.
 #ifdef __SANITIZE_ADDRESS__
-constexpr int kCalls = 40;
+constexpr int kCalls = 25;
 #else
 constexpr int kCalls = 200;
 #endif

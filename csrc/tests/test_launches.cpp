@@ -16,29 +16,32 @@ using namespace sjd2::tests;
   Random random(5);
   const int64_t rows = 65535 + 70;
   State state;
-  state.page_size = 2, state.window = 1;
+  state.page_size = 3, state.window = 2;
   std::vector<int64_t> lengths(rows, -1), to(rows, -1);
-  for (const int64_t row : {int64_t{0}, int64_t{65534}, int64_t{65535}, rows - 1}) lengths[row] = 1, to[row] = 0;
+  for (const int64_t row : {int64_t{0}, int64_t{65534}, int64_t{65535}, rows - 1}) lengths[row] = 1, to[row] = 2;
   state.lengths = indices_of(random, lengths), state.new_lengths = indices_of(random, to);
-  for (int n = 0; n < 2; ++n) state.caches.push_back(random_cache(random, {rows, 1, 2, 1}, 1));
-  with_dense(random, state, 1);
-  state.columns = random_indices(random, rows, 1);
-  for (int64_t row = 0; row < rows; ++row) state.columns.at(row, 0) = 0;
+  for (int n = 0; n < 2; ++n) state.caches.push_back(random_cache(random, {rows, 1, 3, 1}, 1));
+  with_dense(random, state, 2);
+  state.columns = random_indices(random, rows, 2);
+  for (int64_t row = 0; row < rows; ++row) state.columns.at(row, 0) = 1, state.columns.at(row, 1) = 0;
   state.flags.assign(2 * rows, 0);
   State expected = state;
-  CHECK(cpu::append(expected.caches[0].view(), expected.caches[1].view(), expected.keys.view(), expected.values.view(), expected.lengths.vector(),
-                    expected.block_table(), 1) == kFits);
-  const Matrix columns = expected.columns.matrix();
-  CHECK(cpu::compact_columns(expected.views(), expected.lengths.vector(), columns, expected.block_table(), 1) == kFits);
-  CHECK(cpu::rollback(expected.lengths.vector(), expected.new_lengths.vector(), expected.views(), 1, expected.block_table(), expected.free_pages(),
-                      2, 1) == kFits);
-  auto scratch = workspace(rows, 1, rows);
-  cuda::append(state.caches[0].view(), state.caches[1].view(), state.keys.view(), state.values.view(), state.lengths.vector(), state.block_table(),
-               state.overflow(), kQueue);
-  cuda::compact_columns(state.views(), state.lengths.vector(), state.columns.matrix(), state.block_table(), scratch.data(), state.overflow(),
-                        kQueue);
-  cuda::rollback(state.lengths.vector(), state.new_lengths.vector(), state.views(), 1, state.block_table(), state.free_pages(), 2,
-                 state.overflow(), kQueue);
+  const auto all_on_the_cpu = [](State& s) {
+    const Tensor keys = s.caches[0].view(), values = s.caches[1].view();
+    const Matrix none = s.block_table();
+    CHECK(cpu::append(keys, values, s.keys.view(), s.values.view(), s.lengths.vector(), none, 1) == kFits);
+    CHECK(cpu::compact_columns({keys}, s.lengths.vector(), s.columns.matrix(), none, 1) == kFits);
+    CHECK(cpu::rollback(s.lengths.vector(), s.new_lengths.vector(), {keys}, 2, none, s.free_pages(), 3, 1) == kFits);
+  };
+  const auto all_by_cuda = [&](State& s) {
+    const Tensor keys = s.caches[0].view(), values = s.caches[1].view();
+    const Matrix none = s.block_table();
+    auto scratch = workspace(rows, 2, rows);
+    cuda::append(keys, values, s.keys.view(), s.values.view(), s.lengths.vector(), none, s.overflow(), kQueue);
+    cuda::compact_columns({keys}, s.lengths.vector(), s.columns.matrix(), none, scratch.data(), s.overflow(), kQueue);
+    cuda::rollback(s.lengths.vector(), s.new_lengths.vector(), {keys}, 2, none, s.free_pages(), 3, s.overflow(), kQueue);
+  };
+  all_on_the_cpu(expected), all_by_cuda(state);
   CHECK(state == expected);
 }
 

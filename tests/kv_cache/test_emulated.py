@@ -106,6 +106,13 @@ def test_numbers_that_mean_nothing(set_order, name, data, order):
     compare(name, call)
 
 
+def test_lengths_that_no_cache_bounds(set_order):
+    """Where no cache is shown, any length will do."""
+    set_order(0, 0)
+    most = torch.tensor([2**63 - 1, 5])
+    assert compare("kv_rollback", cases.Call({"lengths": most, "new_lengths": most.clone(), "window": 0})) == [False, False]
+
+
 @pytest.mark.parametrize("name", list(OVERFLOWS))
 def test_a_row_that_does_not_fit_is_left_alone_and_marked(set_order, name):
     for order in range(3):
