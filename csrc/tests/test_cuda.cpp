@@ -1,5 +1,5 @@
-// The sources of csrc/cuda, run thread by thread on the CPU, against csrc/cpu: random calls of every operation, in every order of threads and
-// blocks, with rows that do not fit. What the CPU refuses as a whole, a GPU leaves out and marks; so the CPU is asked again without it.
+// The sources of csrc/cuda, run thread by thread on the CPU, against csrc/cpu: random calls of every operation, in several orders of threads
+// and blocks, with rows that do not fit. What the CPU refuses as a whole, a GPU leaves out and marks; so the CPU is asked again without it.
 #include <cstdio>
 
 #include "check.h"

@@ -18,7 +18,8 @@ using namespace sjd2::tests;
   State state;
   state.page_size = 3, state.window = 2;
   std::vector<int64_t> lengths(rows, -1), to(rows, -1);
-  for (const int64_t row : {int64_t{0}, int64_t{65534}, int64_t{65535}, rows - 1}) lengths[row] = 1, to[row] = 2;
+  for (const int64_t row : {int64_t{0}, int64_t{1}, int64_t{65534}, rows - 1}) lengths[row] = 1, to[row] = 2;
+  lengths[65535] = 3, to[65535] = -1;  // does not fit, and the block that has it had one that does
   state.lengths = indices_of(random, lengths), state.new_lengths = indices_of(random, to);
   for (int n = 0; n < 2; ++n) state.caches.push_back(random_cache(random, {rows, 1, 3, 1}, 1));
   with_dense(random, state, 2);
@@ -41,7 +42,11 @@ using namespace sjd2::tests;
     cuda::compact_columns({keys}, s.lengths.vector(), s.columns.matrix(), none, scratch.data(), s.overflow(), kQueue);
     cuda::rollback(s.lengths.vector(), s.new_lengths.vector(), {keys}, 2, none, s.free_pages(), 3, s.overflow(), kQueue);
   };
-  all_on_the_cpu(expected), all_by_cuda(state);
+  expected.lengths[65535] = -1;
+  all_on_the_cpu(expected);
+  expected.mark(65535), expected.lengths[65535] = 3;
+  emulated::set_order(emulated::Order::kAscending);
+  all_by_cuda(state);
   CHECK(state == expected);
 }
 
