@@ -57,13 +57,18 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/torchao "$$(grep '^torchao==' constraints.txt)"
 	PYTHONPATH=build/torchao $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
 
-# The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer.
+# The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer; the CUDA sources among them, which run on the CPU, and
+# those against the definitions once more from Python.
 test-native: setup
 	for sanitize in OFF ON; do \
 	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
 	  $(BIN)/cmake --build build/native-$$sanitize && \
-	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure || exit 1; \
+	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure --parallel 2 || exit 1; \
 	done
+	$(BIN)/cmake -S . -B build/native-OFF -DSJD2_PYTHON_MODULE=ON -DSJD2_EMULATE_CUDA=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
+	$(BIN)/cmake --build build/native-OFF --target _C
+	SJD2_EMULATED_CUDA=build/native-OFF $(AT_ONCE) tests/kv_cache/test_emulated.py
 
 # Warnings, register spills and local memory in a kernel are errors. Needs nvcc, not a GPU.
 check-cuda: setup

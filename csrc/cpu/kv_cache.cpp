@@ -49,6 +49,7 @@ void copy_scattered(Columns to, Columns from, int64_t count, int64_t bytes) {
 
 // `count` columns of `width` elements, in as few pieces as the strides allow.
 void copy_columns(Columns to, Columns from, int64_t count, int64_t width, int64_t itemsize) {
+  if (count == 0 || width == 0) return;  // there may be no address
   const int64_t bytes = width * itemsize;
   if (to.width_stride == itemsize && from.width_stride == itemsize) {
     if (to.column_stride == bytes && from.column_stride == bytes) {
@@ -67,6 +68,7 @@ void copy_columns(Columns to, Columns from, int64_t count, int64_t width, int64_
 }
 
 void zero_columns(Columns to, int64_t count, int64_t width, int64_t itemsize) {
+  if (width == 0) return;  // there may be no address
   for (int64_t c = 0; c < count; ++c) {
     char* column = to.data + c * to.column_stride;
     if (to.width_stride == itemsize) {
@@ -303,8 +305,8 @@ int64_t compact_columns(const std::vector<Tensor>& caches, Vector lengths, Matri
       for (int64_t c = 0; c < size; ++c) {
         const int64_t column = at(columns, row, c);
         if (column < 0) continue;
-        // Past the capacity of anything, and adding it to a length might wrap.
-        if (column > INT64_MAX / 4) return row;
+        // Past the capacity of anything, and their sum might wrap.
+        if (column > INT64_MAX / 4 || at(lengths, row) > INT64_MAX / 4) return row;
         if (!exists(table, cache.size[0], cache.size[2], row, at(lengths, row) + column, 1) ||
             !exists(table, cache.size[0], cache.size[2], row, at(lengths, row) + c, 1))
           return row;
@@ -316,7 +318,7 @@ int64_t compact_columns(const std::vector<Tensor>& caches, Vector lengths, Matri
   int64_t moved = 0;
   for (int64_t row = 0; row < rows; ++row) {
     if (at(lengths, row) < 0) continue;
-    counts[row] = plan_moves([&](int64_t c) { return at(columns, row, c); }, size, &moves[row * most_moves(size)], readers.data());
+    counts[row] = plan_moves([&](int64_t c) { return at(columns, row, c); }, size, moves.data() + row * most_moves(size), readers.data());
     moved += counts[row];
   }
   const int64_t heads = heads_of(caches);

@@ -14,21 +14,26 @@ struct Caches {
   Strided cache[kCaches];
 };
 
-// Call launch(caches, how many, Unit{}) until all of `caches` had their turn.
+// Call launch(caches, how many, Unit{}) until all of `caches` had their turn. One launch moves units of one size: caches whose elements lie
+// side by side have one in common; one with a stride between its elements can only be moved element by element, with others of its itemsize.
 template <typename Launch>
 void for_each_launch(const std::vector<Tensor>& caches, Launch launch) {
-  for (size_t first = 0; first < caches.size(); first += kCaches) {
-    const size_t count = caches.size() - first < kCaches ? caches.size() - first : kCaches;
-    int64_t unit = 16;
-    bool spread = false;
-    for (size_t i = first; i < first + count; ++i) {
-      unit = unit_of(caches[i]) < unit ? unit_of(caches[i]) : unit;
-      spread |= caches[i].stride[3] != caches[i].itemsize;
-    }
-    if (spread) unit = caches[first].itemsize;
+  for (const int64_t itemsize : {0, 1, 2, 4, 8}) {  // 0: side by side
     Caches part{};
-    for (size_t i = 0; i < count; ++i) part.cache[i] = in_units(caches[first + i], unit);
-    with_unit(unit, [&](auto tag) { launch(part, static_cast<unsigned>(count), tag); });
+    std::vector<const Tensor*> together;
+    const auto launch_them = [&] {
+      int64_t unit = 16;
+      for (const Tensor* cache : together) unit = unit_of(*cache) < unit ? unit_of(*cache) : unit;
+      for (size_t i = 0; i < together.size(); ++i) part.cache[i] = in_units(*together[i], unit);
+      if (!together.empty()) with_unit(unit, [&](auto tag) { launch(part, static_cast<unsigned>(together.size()), tag); });
+      together.clear();
+    };
+    for (const Tensor& cache : caches) {
+      if ((is_spread(cache) ? cache.itemsize : 0) != itemsize) continue;
+      together.push_back(&cache);
+      if (together.size() == kCaches) launch_them();
+    }
+    launch_them();
   }
 }
 
@@ -143,15 +148,13 @@ void compact_rows(const std::vector<Tensor>& caches, Vector lengths, Vector rows
   const auto stream = static_cast<cudaStream_t>(queue.stream);
   const Plan plan{rows.size, workspace};
   const int64_t columns = caches.empty() ? 0 : caches[0].size[2];
-  plan_rows_kernel<<<1, 1, 0, stream>>>(plan, lengths, rows, overflow);
-  check(cudaGetLastError(), "kv compact: plan");
+  enqueue("kv compact: plan", 1, 1, stream, plan_rows_kernel, plan, lengths, rows, overflow);
   const int64_t splits = (columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
     const int64_t heads = caches[0].size[1];
     if (heads == 0 || columns == 0) return;
-    move_rows_kernel<decltype(tag)><<<dim3(at_most(heads * splits, INT32_MAX), count), block_for(part.cache[0].units), 0, stream>>>(
-        part, plan, splits, columns);
-    check(cudaGetLastError(), "kv compact: move");
+    const dim3 grid(at_most(heads * splits, INT32_MAX), count);
+    enqueue("kv compact: move", grid, block_for(part.cache[0].units), stream, move_rows_kernel<decltype(tag)>, part, plan, splits, columns);
   });
 }
 
@@ -163,12 +166,11 @@ void compact_columns(const std::vector<Tensor>& caches, Vector lengths, Matrix c
   const Plan plan{columns.columns, workspace};
   const int64_t pages = caches[0].size[0], heads = caches[0].size[1], page_size = caches[0].size[2];
   if (heads == 0 || page_size == 0) return;
-  plan_columns_kernel<<<at_most((lengths.size + 63) / 64, 65535), 64, 0, stream>>>(plan, lengths, columns, table, pages, page_size, overflow);
-  check(cudaGetLastError(), "kv compact: plan");
+  enqueue("kv compact: plan", at_most((lengths.size + 63) / 64, 65535), 64, stream, plan_columns_kernel, plan, lengths, columns, table, pages,
+          page_size, overflow);
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
-    move_columns_kernel<decltype(tag)><<<dim3(at_most(heads, INT32_MAX), count, at_most(lengths.size, 65535)), 64, 0, stream>>>(
-        part, plan, lengths, table, page_size);
-    check(cudaGetLastError(), "kv compact: move");
+    const dim3 grid(at_most(heads, INT32_MAX), count, at_most(lengths.size, 65535));
+    enqueue("kv compact: move", grid, 64, stream, move_columns_kernel<decltype(tag)>, part, plan, lengths, table, page_size);
   });
 }
 
@@ -176,9 +178,8 @@ void scrub(const std::vector<Tensor>& caches, Vector lengths, Vector new_lengths
   if (caches.empty() || lengths.size == 0 || caches[0].size[1] == 0 || caches[0].size[2] == 0) return;
   for_each_launch(caches, [&](const Caches& part, unsigned count, auto tag) {
     const dim3 grid(at_most(caches[0].size[1], INT32_MAX), count, at_most(lengths.size, 65535));
-    scrub_kernel<decltype(tag)><<<grid, block_for(part.cache[0].units), 0, stream>>>(part, lengths, new_lengths, table, caches[0].size[0],
-                                                                                   caches[0].size[2], window);
-    check(cudaGetLastError(), "kv rollback: scrub");
+    enqueue("kv rollback: scrub", grid, block_for(part.cache[0].units), stream, scrub_kernel<decltype(tag)>, part, lengths, new_lengths, table,
+            caches[0].size[0], caches[0].size[2], window);
   });
 }
 

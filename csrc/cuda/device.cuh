@@ -14,6 +14,18 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// Put a kernel on the stream. The one place that launches: C++ has no word for it, and csrc/tests/emulated, which runs the same sources
+// on a CPU, says what it means there.
+template <typename Kernel, typename... Arguments>
+void enqueue(const char* what, dim3 grid, dim3 block, cudaStream_t stream, Kernel kernel, const Arguments&... arguments) {
+#ifdef __CUDACC__
+  kernel<<<grid, block, 0, stream>>>(arguments...);
+#else
+  emulated::launch(grid, block, stream, [&] { kernel(arguments...); });
+#endif
+  check(cudaGetLastError(), what);
+}
+
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -44,9 +56,12 @@ struct Strided {
   }
 };
 
+// Elements of a column do not lie side by side: no unit but an element will do.
+inline bool is_spread(const Tensor& tensor) { return tensor.stride[3] != tensor.itemsize; }
+
 // The widest unit, at most 16 bytes, that every piece of `tensor` is aligned to.
 inline int64_t unit_of(const Tensor& tensor) {
-  if (tensor.stride[3] != tensor.itemsize) return tensor.itemsize;
+  if (is_spread(tensor)) return tensor.itemsize;
   uint64_t bits = reinterpret_cast<uint64_t>(tensor.data) | static_cast<uint64_t>(tensor.size[3] * tensor.itemsize) | 16;
   for (int d = 0; d < 3; ++d)
     if (tensor.size[d] > 1) bits |= static_cast<uint64_t>(tensor.stride[d]);
@@ -54,13 +69,13 @@ inline int64_t unit_of(const Tensor& tensor) {
 }
 
 inline Strided in_units(const Tensor& tensor, int64_t unit) {
-  const bool dense = tensor.stride[3] == tensor.itemsize;
+  const bool spread = is_spread(tensor);
   return {tensor.data,
           tensor.stride[0],
           tensor.stride[1],
           tensor.stride[2],
-          dense ? unit : tensor.stride[3],
-          dense ? tensor.size[3] * tensor.itemsize / unit : tensor.size[3]};
+          spread ? tensor.stride[3] : unit,
+          spread ? tensor.size[3] : tensor.size[3] * tensor.itemsize / unit};
 }
 
 // Call launch(Unit{}) with the type of that many bytes.

@@ -22,7 +22,7 @@ __device__ int64_t sum_before(int64_t value, int64_t& total) {
   __shared__ int64_t sums[kThreads];
   __syncthreads();
   sums[threadIdx.x] = value;
-  for (int step = 1; step < kThreads; step *= 2) {
+  for (unsigned step = 1; step < kThreads; step *= 2) {
     __syncthreads();
     const int64_t left = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
     __syncthreads();
@@ -102,7 +102,7 @@ __global__ void reserve_kernel(Matrix table, FreeList free_list, Vector lengths,
   for (int64_t row = share.begin; row < share.end; ++row) {
     const int64_t pages = missing(row);
     if (!fits(row) || (pages > 0 && rank + pages > available)) {
-      mark(overflow, row);
+      if (at(lengths, row) >= 0) mark(overflow, row);
     } else if (pages > 0) {
       int64_t place = available - rank;
       for (int64_t n = 0; n < needed(row); ++n)
@@ -166,23 +166,22 @@ void rollback(Vector lengths, Vector new_lengths, const std::vector<Tensor>& cac
   const DeviceGuard guard(queue.device);
   const auto stream = static_cast<cudaStream_t>(queue.stream);
   scrub(caches, lengths, new_lengths, window, table, stream);
-  rollback_kernel<<<1, kThreads, 0, stream>>>(lengths, new_lengths, window, table, free_list, page_size, overflow);
-  check(cudaGetLastError(), "kv rollback");
+  enqueue("kv rollback", 1, kThreads, stream, rollback_kernel, lengths, new_lengths, window, table, free_list, page_size, overflow);
 }
 
 void reserve(Matrix table, FreeList free_list, Vector lengths, int64_t count, int64_t page_size, Flags overflow, Queue queue) {
   if (lengths.size == 0) return;
   const DeviceGuard guard(queue.device);
-  reserve_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(queue.stream)>>>(table, free_list, lengths, count, page_size, overflow);
-  check(cudaGetLastError(), "kv reserve");
+  const auto stream = static_cast<cudaStream_t>(queue.stream);
+  enqueue("kv reserve", 1, kThreads, stream, reserve_kernel, table, free_list, lengths, count, page_size, overflow);
 }
 
 void compact_table(Matrix table, FreeList free_list, Vector lengths, Vector rows, int64_t* workspace, Flags overflow, Queue queue) {
   if (lengths.size == 0) return;
   const DeviceGuard guard(queue.device);
-  compact_table_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(queue.stream)>>>(table, free_list, lengths, rows, Plan{rows.size, workspace},
-                                                                                   overflow);
-  check(cudaGetLastError(), "kv compact: table");
+  const auto stream = static_cast<cudaStream_t>(queue.stream);
+  const Plan plan{rows.size, workspace};
+  enqueue("kv compact: table", 1, kThreads, stream, compact_table_kernel, table, free_list, lengths, rows, plan, overflow);
 }
 
 }  // namespace sjd2::cuda

@@ -66,6 +66,8 @@ void what_does_not_fit_writes_nothing() {
     CHECK(cpu::compact_rows({keys.view()}, vector(both), vector(rows), 1) == 1);
     Longs columns{0, bad == 2 ? 4 : bad};
     CHECK(cpu::compact_columns({keys.view()}, vector(both), matrix(columns, 2), kDense, 1) == 1);
+    Longs long_row{1, bad == 2 ? 4 : bad}, next{0, 1};
+    CHECK(cpu::compact_columns({keys.view()}, vector(long_row), matrix(next, 2), kDense, 1) == 1);
   }
   CHECK(keys.data == before.data);
 }

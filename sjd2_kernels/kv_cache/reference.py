@@ -186,7 +186,7 @@ def reserve(
     missing = (entries < needed[:, None]) & (block_table < 0)
     per_row = missing.sum(1)
     served = (per_row == 0) | (per_row.cumsum(0) <= free_list[0])
-    _mark(overflow, ~fits | ~served)
+    _mark(overflow, (lengths >= 0) & ~(fits & served))
     missing &= served[:, None]
     rank = missing.reshape(-1).cumsum(0).view_as(block_table)
     taken = free_list[(free_list[0] - rank + 1).clamp(0, len(free_list) - 1)]
