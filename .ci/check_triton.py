@@ -53,8 +53,8 @@ class _Recorder:
         self.kernel, self.calls = kernel, calls
 
     def __getitem__(self, grid):
-        def call(*positional, num_warps, **named):
-            named = {name: value for name, value in named.items() if name not in launch_options(num_warps)}
+        def call(*positional, **named):
+            options = tuple((name, named.pop(name)) for name in launch_options(1) if name in named)
             arguments = dict(zip(self.kernel.arg_names, positional, strict=False)) | named
             types, constants, aligned = {}, {}, []
             for index, parameter in enumerate(self.kernel.params):
@@ -70,7 +70,7 @@ class _Recorder:
                     types[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
                     if value % 16 == 0:
                         aligned.append((index,))
-            key = (self.kernel.__name__, tuple(types.items()), tuple(constants.items()), tuple(aligned), num_warps)
+            key = (self.kernel.__name__, tuple(types.items()), tuple(constants.items()), tuple(aligned), options)
             self.calls.setdefault(key, None)
 
         return call
@@ -211,13 +211,13 @@ def _hip_resources(compiled) -> tuple[int, int]:
 
 def check(target_name: str, call: tuple, instructions: bool = False) -> dict:
     """Compile one configuration for one target."""
-    name, types, constants, aligned, warps = call
+    name, types, constants, aligned, options = call
     target, limit = TARGETS[target_name]
     kernel = _KERNELS[name]
     source = ASTSource(kernel, dict(types), dict(constants), {place: [["tt.divisibility", 16]] for place in aligned})
     shown = {kernel.arg_names[place[0]]: value for place, value in constants if not kernel.arg_names[place[0]].endswith(("_b", "_w", "_v", "_d"))}
-    row = {"kernel": name, "target": target_name, "warps": warps, "constants": shown}
-    options = launch_options(warps)
+    options = dict(options)
+    row = {"kernel": name, "target": target_name, "warps": options["num_warps"], "constants": shown}
     if target.backend == "hip":  # has no such limit
         del options["maxnreg"]
     try:

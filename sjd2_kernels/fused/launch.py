@@ -12,7 +12,7 @@ from ..random import Purpose
 from ..verify.records import LastForward, Rule
 from .draw import draw_kernel
 from .logits import launch_options
-from .plans import ALIGN, SWEEP_REGISTERS, DrawPlan, draw_plan, first_guess, next_power, rows_per_program, statistics_plan
+from .plans import ALIGN, DrawPlan, draw_plan, first_guess, next_power, rows_per_program, statistics_plan
 from .statistics import row_statistics_kernel, split_merge_kernel, split_sweep_kernel
 
 __all__ = ["sample_fused", "verify_fused"]
@@ -123,6 +123,7 @@ def _statistics(
         row_statistics_kernel[(-(-rows // plan.rows),)](**common, ROWS=plan.rows, BLOCK_V=plan.block, **launch_options(plan.warps))
         return result, None
     parts = _allocate(plan.scratch(rows, top_k or top_p), device)
+    align = math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v")))
     split_sweep_kernel[(rows, plan.splits)](
         **inputs.pointers,
         top_k_ptr=common["top_k_ptr"],
@@ -135,9 +136,10 @@ def _statistics(
         PER_SPLIT=plan.per_split,
         FIRST_GUESS=first_guess(plan.per_split, plan.block),
         SEARCH=top_k or top_p,
-        ALIGN=math.gcd(ALIGN, vocab, *(stride for name, stride in inputs.strides.items() if not name.endswith("_v"))),
+        ALIGN=align,
         **inputs.flags,
-        **launch_options(plan.warps, SWEEP_REGISTERS),
+        # Of an NVIDIA processor's 65,536 registers, so that five programs, or four, wait for memory at once.
+        **launch_options(plan.warps, 96 if align == ALIGN else 128),
     )
     padded = next_power(plan.splits)
     split_merge_kernel[(rows,)](

@@ -15,7 +15,7 @@ import torch
 from ..sampling.inverse_cdf import BLOCK
 from . import INTERPRETED
 
-__all__ = ["ALIGN", "SWEEP_REGISTERS", "DrawPlan", "StatisticsPlan", "draw_plan", "first_guess", "next_power", "rows_per_program", "statistics_plan"]
+__all__ = ["ALIGN", "DrawPlan", "StatisticsPlan", "draw_plan", "first_guess", "next_power", "rows_per_program", "statistics_plan"]
 
 #: Longest row that one program holds in its registers without spilling.
 SINGLE = 8_192
@@ -25,8 +25,6 @@ SPLIT = 4_096
 ALIGN = 8
 #: Candidates per row that the splits leave together, at least and at most.
 CANDIDATES = 1_024, 8_192
-#: Of a thread that sweeps a split: five programs at once on NVIDIA's processors, which have 65,536.
-SWEEP_REGISTERS = 96
 #: Blocks of ``BLOCK`` ids per drawing program.
 BLOCKS_PER_PROGRAM = 8
 #: Elements of a tile up to which short rows share a program; interpreted programs cost the same whatever their size.

@@ -179,29 +179,28 @@ def split_sweep_kernel(
     present = ids < vocab // ALIGN * ALIGN
     offset = (b * (stride_b // ALIGN) + w * (stride_w // ALIGN)) * ALIGN
     uncond_offset = (b * (uncond_stride_b // ALIGN) + w * (uncond_stride_w // ALIGN)) * ALIGN
-    z = tl.load(logits_ptr + offset + ids.to(tl.int64) * stride_v, mask=present, other=float("-inf")).to(tl.float32)
-    if HAS_UNCOND:
-        uncond = tl.load(uncond_ptr + uncond_offset + ids.to(tl.int64) * uncond_stride_v, mask=present & (scale != 1.0), other=0.0).to(tl.float32)
-        z = uncond + scale * (z - uncond)
-    z = tempered(z, temperature)
-    maximum = tl.max(z)
     finite = tl.minimum(vocab - split * BLOCK_V, BLOCK_V)
     usable, bad = finite.to(tl.float32), 0
-    # z − z is 0 where z is finite, and NaN elsewhere.
-    if finite < BLOCK_V:
-        irregular = tl.sum(tl.where(present, z - z, 0.0))
-    else:
-        irregular = tl.sum(z - z)
+    places, uncond_places = offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v
     if HAS_ALLOWED:
-        irregular += tl.sum(tl.where(present & (tl.load(allowed_ptr + ids, mask=present, other=0) == 0), 1.0, 0.0))
-    if irregular != 0.0:  # ids that are masked or not allowed; or NaN and +inf, which nearly no row has. Read again: registers for both are too many.
-        z = scaled_logits(
-            logits_ptr, uncond_ptr, allowed_ptr,
-            offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
-            ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
-        )  # fmt: skip
-        if HAS_ALLOWED:
-            usable = tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 1.0, 0.0))
+        z = scaled_logits(logits_ptr, uncond_ptr, allowed_ptr, places, uncond_places, ids, present, scale, temperature, HAS_UNCOND, True)
+        usable = tl.sum(tl.where(tl.load(allowed_ptr + ids, mask=present, other=0) != 0, 1.0, 0.0))
+        irregular = 1.0
+    else:
+        z = tl.load(logits_ptr + places, mask=present, other=float("-inf")).to(tl.float32)
+        if HAS_UNCOND:
+            uncond = tl.load(uncond_ptr + uncond_places, mask=present & (scale != 1.0), other=0.0).to(tl.float32)
+            z = uncond + scale * (z - uncond)
+        z = tempered(z, temperature)
+        # z − z is 0 where z is finite, and NaN elsewhere.
+        if finite < BLOCK_V:
+            irregular = tl.sum(tl.where(present, z - z, 0.0))
+        else:
+            irregular = tl.sum(z - z)
+    maximum = tl.max(z)
+    if irregular != 0.0:  # ids that are masked or not allowed; or NaN and +inf, which nearly no row has
+        if not HAS_ALLOWED:  # read again: registers for both are too many
+            z = scaled_logits(logits_ptr, uncond_ptr, allowed_ptr, places, uncond_places, ids, present, scale, temperature, HAS_UNCOND, False)
         valid = z < float("inf")
         bad = tl.max((valid == 0).to(tl.int32))
         z = tl.where(valid, z, float("-inf"))
