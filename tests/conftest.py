@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from importlib.util import find_spec
@@ -33,10 +34,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector leaves it out, which would else look at half a million objects for a second, again and again."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)  # later than pytest's own last collections, of which there are several
 
 
 @pytest.fixture(scope="session")
