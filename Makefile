@@ -15,12 +15,14 @@ PIP     := -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f) $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
 WHEEL   := build/wheel/.built
+# Before what starts ninja, which would complain of a make that runs several targets at a time and lends it no jobs.
+NINJA   := MAKEFLAGS=
 
 # Built once for both environments, and not again where only the wheel is missing.
 .SECONDARY: $(WHEEL)
 $(WHEEL): $(SOURCES) | $(BIN)/python
 	rm -rf build/wheel build/lib* build/bdist* build/temp*
-	$(BIN)/python $(PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(NINJA) $(BIN)/python $(PIP) wheel --no-deps --wheel-dir build/wheel .
 	touch $@
 
 $(BIN)/python:
@@ -86,7 +88,7 @@ test-oldest: setup-oldest
 test-native: setup
 	for sanitize in OFF ON; do \
 	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
-	  $(BIN)/cmake --build build/native-$$sanitize && \
+	  $(NINJA) $(BIN)/cmake --build build/native-$$sanitize && \
 	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure || exit 1; \
 	done
 
@@ -96,7 +98,7 @@ check-cuda: setup
 	if [ -z "$$nvcc" ]; then echo "check-cuda: nvcc is not on this machine; the CUDA sources were NOT compiled"; exit 0; fi; \
 	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_TESTS=OFF \
 	  -DSJD2_WITH_CUDA=ON -DCMAKE_CUDA_COMPILER="$$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90" && \
-	$(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
+	$(NINJA) $(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
 
 # Figures of every method on the embedded model, stored, and the README's tables written from them. Goes on where it was interrupted.
 bench: setup
