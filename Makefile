@@ -6,16 +6,34 @@ BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 PROMPT ?= a red coat on a yellow background
 
-.PHONY: setup demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-micro bench-kv bench-ops model-sizes pictures drawings ablations tune card lint clean
+.PHONY: setup setup-oldest demo test test-triton test-full test-oldest test-native check-cuda check-triton bench bench-micro bench-kv bench-ops model-sizes pictures drawings ablations tune card lint clean
 
 setup: $(VENV)/.installed
 
-# PyTorch comes first and by itself: the pinned version, as constraints.txt has it.
-$(VENV)/.installed: constraints.txt pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f) $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
-	rm -rf build
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[test,bench,docs,lint,ray,triton]"
+PIP     := -m pip --quiet --disable-pip-version-check
+# Modules are compiled when they are imported, for most of them never are: pip would take as long to compile all of them as to unpack them.
+INSTALL := $(PIP) install --no-compile
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f) $(shell find sjd2_kernels python -name '*.py' -o -path '*/weights/*')
+WHEEL   := build/wheel/.built
+# Before what starts ninja, which would complain of a make that runs several targets at a time and lends it no jobs.
+NINJA   := MAKEFLAGS=
+
+# Built once for both environments, and not again where only the wheel is missing.
+.SECONDARY: $(WHEEL)
+$(WHEEL): $(SOURCES) | $(BIN)/python
+	rm -rf build/wheel build/lib* build/bdist* build/temp*
+	$(NINJA) $(BIN)/python $(PIP) wheel --no-deps --wheel-dir build/wheel .
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch comes first and by itself: the pinned version, as constraints.txt has it. The package comes last and by itself:
+# pip would leave an older build of the same version where it is.
+$(VENV)/.installed: constraints.txt $(WHEEL)
+	$(BIN)/python $(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python $(INSTALL) --constraint constraints.txt "$$(ls build/wheel/*.whl)[test,bench,docs,lint,ray,triton]"
+	$(BIN)/python $(INSTALL) --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
 
 # The same picture by plain AR sampling and by a method that gives the same tokens, then by the default method.
@@ -24,8 +42,9 @@ demo: setup
 	$(BIN)/sjd2 generate "$(PROMPT)" --method jacobi --seed 1 -o out/demo-jacobi.png
 	$(BIN)/sjd2 generate "$(PROMPT)" --seed 1 -o out/demo.png
 
-# As many tests at a time as there are cores, one thread each.
-AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 -m "not full"
+# As many tests at a time as there are cores, one thread each. Each process takes neighbours, which share fixtures, until it has to take from another.
+SHARED  := -n auto --maxprocesses 8 --dist worksteal -m "not full"
+AT_ONCE := OMP_NUM_THREADS=1 $(BIN)/pytest $(SHARED)
 
 test: setup
 	$(AT_ONCE)
@@ -48,26 +67,34 @@ check-triton: setup
 
 # The oldest Transformers that pyproject.toml admits. Quantised checkpoints need torchao, which prints warnings wherever Transformers finds it: it lies by itself,
 # and only the test that needs it sees it.
-test-oldest:
-	rm -rf build
+TORCHAO := $(OLDEST)/torchao
+
+setup-oldest: $(OLDEST)/.installed
+
+$(OLDEST)/.installed: constraints.txt $(WHEEL)
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "transformers==5.17.*" ".[test]"
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n auto --maxprocesses 8 -m "not full" tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/torchao "$$(grep '^torchao==' constraints.txt)"
-	PYTHONPATH=build/torchao $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
+	$(OLDEST)/bin/python $(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST)/bin/python $(INSTALL) "transformers==5.17.*" "$$(ls build/wheel/*.whl)[test]"
+	$(OLDEST)/bin/python $(INSTALL) --no-deps --force-reinstall build/wheel/*.whl
+	rm -rf $(TORCHAO)
+	$(OLDEST)/bin/python $(INSTALL) --no-deps --target $(TORCHAO) "$$(grep '^torchao==' constraints.txt)"
+	touch $@
+
+test-oldest: setup-oldest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest $(SHARED) tests/decoder tests/training tests/adapters tests/embedded/test_cli.py
+	PYTHONPATH=$(TORCHAO) $(OLDEST)/bin/pytest tests/adapters/test_loading.py -k quantised
 
 # The C++ tests, plain and under AddressSanitizer and UndefinedBehaviourSanitizer; the CUDA sources among them, which run on the CPU, and
 # those against the definitions once more from Python.
 test-native: setup
 	for sanitize in OFF ON; do \
 	  $(BIN)/cmake -S . -B build/native-$$sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_SANITIZE=$$sanitize && \
-	  $(BIN)/cmake --build build/native-$$sanitize && \
+	  $(NINJA) $(BIN)/cmake --build build/native-$$sanitize && \
 	  $(BIN)/ctest --test-dir build/native-$$sanitize --output-on-failure --parallel 2 || exit 1; \
 	done
 	$(BIN)/cmake -S . -B build/native-OFF -DSJD2_PYTHON_MODULE=ON -DSJD2_EMULATE_CUDA=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
-	$(BIN)/cmake --build build/native-OFF --target _C
+	$(NINJA) $(BIN)/cmake --build build/native-OFF --target _C
 	SJD2_EMULATED_CUDA=build/native-OFF $(AT_ONCE) tests/kv_cache/test_emulated.py
 
 # Warnings, register spills and local memory in a kernel are errors. Needs nvcc, not a GPU.
@@ -76,7 +103,7 @@ check-cuda: setup
 	if [ -z "$$nvcc" ]; then echo "check-cuda: nvcc is not on this machine; the CUDA sources were NOT compiled"; exit 0; fi; \
 	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DSJD2_STRICT=ON -DSJD2_TESTS=OFF \
 	  -DSJD2_WITH_CUDA=ON -DCMAKE_CUDA_COMPILER="$$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=80-real;90" && \
-	$(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
+	$(NINJA) $(BIN)/cmake --build build/cuda --target kv_cache_cuda --clean-first && echo "check-cuda: no warning, no spill for sm_80 and sm_90"
 
 # Figures of every method on the embedded model, stored, and the README's tables written from them. Goes on where it was interrupted.
 bench: setup

@@ -78,13 +78,13 @@ class LogitsProcessing:
         """
 
         def rows(name: str, value: float | Sequence[float], legal: str, test) -> list[float]:
-            values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * batch_size
-            if len(values) != batch_size:
+            values, times = (list(value), 1) if isinstance(value, Sequence) and not isinstance(value, str) else ([value], batch_size)
+            if len(values) * times != batch_size:
                 raise ValueError(f"{name}: expected one value or {batch_size} (one per row), got {len(values)}")
             for one in values:
                 if not isinstance(one, (numbers.Real, torch.Tensor)) or not test(one):
                     raise ValueError(f"{name}: expected {legal}, got {one!r}")
-            return values
+            return values * times
 
         finite = float("inf")
         scales = rows("guidance_scale", guidance_scale, "a number between -1e6 and 1e6", lambda x: -1e6 <= x <= 1e6)

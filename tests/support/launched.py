@@ -7,6 +7,7 @@ With each command stands the step at which it is interrupted, if it is.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from unittest.mock import patch
@@ -34,5 +35,6 @@ def run(arguments: list[str], step: int | None) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported: each run of a trainer collects garbage, which would look at all of it
     codes = [run(arguments, step) for arguments, step in json.loads(sys.argv[1])]
     print(f"exit codes {codes}", flush=True)

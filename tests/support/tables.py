@@ -7,6 +7,7 @@ token or other, and a timestep token that an input sees turns its prediction rou
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -117,7 +118,13 @@ def target(logits: np.ndarray, uncond: np.ndarray | None, *, guidance_scale=1.0,
 
 def exact_joint(model: TableModel, table: int, uncond_table: int | None, length: int, forced: list[int], end_id: int, **processing) -> np.ndarray:
     """Probability of every token sequence of ``count`` tokens (0 past the end), indexed by its base-V code."""
-    joint = np.zeros(model.vocab_size**model.count)
+
+    @functools.cache  # sequences share their prefixes
+    def after(row: int) -> np.ndarray:
+        uncond = None if uncond_table is None else model.logits[uncond_table, row].numpy()
+        return target(model.logits[table, row].numpy(), uncond, **processing)
+
+    joint, offsets = np.zeros(model.vocab_size**model.count), model.offsets.tolist()
     for sequence in itertools.product(range(model.vocab_size), repeat=length):
         probability, code, prefix_code, ended = 1.0, 0, 0, False
         for n, token in enumerate(sequence):
@@ -127,9 +134,7 @@ def exact_joint(model: TableModel, table: int, uncond_table: int | None, length:
             if forced[n] >= 0:
                 probability *= token == forced[n]
             else:
-                row = int(model.offsets[n]) + prefix_code
-                uncond = None if uncond_table is None else model.logits[uncond_table, row].numpy()
-                probability *= target(model.logits[table, row].numpy(), uncond, **processing)[token]
+                probability *= after(offsets[n] + prefix_code)[token]
             prefix_code += token * model.vocab_size**n
             code += token * model.vocab_size**n
             ended = token == end_id

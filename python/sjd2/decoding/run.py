@@ -83,16 +83,17 @@ class _Clock:
         self.stopwatch, self._whole_forward = Stopwatch(device), whole_forward
         self._began: dict[int, tuple[float, float]] = {}
 
-    def _now(self) -> tuple[float, float]:
+    def now(self) -> tuple[float, float]:
+        """Of the wall, and inside the model's forward."""
         return time.perf_counter(), self.stopwatch.seconds()
 
     def begin(self, rows: list[int]) -> None:
         """Rows begin."""
-        self._began |= dict.fromkeys(rows, self._now())
+        self._began |= dict.fromkeys(rows, self.now())
 
-    def since(self, row: int) -> tuple[float, float | None]:
-        """Seconds since a row began, whole and in the model's forward, if anyone knows those."""
-        (now, inside), (began, inside_before) = self._now(), self._began.pop(row)
+    def until(self, end: tuple[float, float], row: int) -> tuple[float, float | None]:
+        """Seconds from when a row began, whole and in the model's forward, if anyone knows those."""
+        (now, inside), (began, inside_before) = end, self._began.pop(row)
         return now - began, inside - inside_before if self._whole_forward else None
 
 
@@ -144,10 +145,10 @@ def _run(
         if unseen < min(poll_every, enough):
             continue
         sight = _look(state, cache, ledger, iteration)
-        over = [place for place, left in enumerate(sight.remaining) if left == 0]
+        over, seen = [place for place, left in enumerate(sight.remaining) if left == 0], clock.now()
         for place in over:
             if (row := ledger.rows[place]) not in reports:
-                reports[row] = RowReport(sight.committed[place], sight.forwards[place], sight.accepted[place], *clock.since(row))
+                reports[row] = RowReport(sight.committed[place], sight.forwards[place], sight.accepted[place], *clock.until(seen, row))
                 if finished is not None:
                     finished(row, state.tokens[place, : sight.committed[place]].clone(), reports[row])
         longest, remaining = sight.longest, sight.remaining
