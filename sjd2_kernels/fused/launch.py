@@ -148,7 +148,6 @@ def _statistics(
         SPLITS=plan.splits,
         SPLITS_PADDED=padded,
         BLOCK_V=plan.block,
-        SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
         **launch_options(8),
     )
