@@ -229,7 +229,7 @@ def verify_fused(
             PURPOSE=int(Purpose.VERIFY),
             **inputs.flags,
             **inputs.last_flags,
-            **launch_options(4),
+            **launch_options(8 if candidates is not None and candidates.shape[-1] > 1024 else 4),
         )
     return tokens, kept, committed, statistics, invalid
 
