@@ -124,13 +124,6 @@ def nth_tied(tied, ids, wanted):
 
 
 @triton.jit
-def _kept_mass(key, ids, maximum, k_border, k_cut):
-    """exp(z − maximum) of what top-k left, 0 elsewhere."""
-    kept = (key > k_border[:, None]) | ((key == k_border[:, None]) & (key > LOWEST_KEY) & (ids <= k_cut[:, None]))
-    return tl.where(kept, tl.exp(key_value(key) - maximum[:, None]), 0.0)
-
-
-@triton.jit
 def borders(
     z,  # [R, N], −inf where there is nothing
     present,  # [R, N]
@@ -168,11 +161,13 @@ def borders(
     if TOP_P:
         applies = top_p < 1.0
         target = top_p * kept_mass
-        mass = _kept_mass(key, ids, maximum, k_border, k_cut)
+        if TOP_K:  # what top-k removed is not there
+            key = tl.where((key > k_border[:, None]) | ((key == k_border[:, None]) & (ids <= k_cut[:, None])), key, LOWEST_KEY)
+        mass = tl.where(key > LOWEST_KEY, tl.exp(key_value(key) - maximum[:, None]), 0.0)
         border = largest_reaching(key, mass, target, kept_mass, True)
         above = tl.sum(tl.where(key > border[:, None], mass, 0.0), axis=1)
         # The fewest of equal ones that reach the target.
-        tied = (key == border[:, None]) & ((key > k_border[:, None]) | (ids <= k_cut[:, None]))
+        tied = key == border[:, None]
         each = tl.exp(key_value(border) - maximum)
         wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1.2e-38)))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
