@@ -43,7 +43,7 @@ SJD2_HOST_DEVICE inline bool exists(const Matrix& table, int64_t pages, int64_t 
 
 // Columns that a row of any length can have; 0 pages of 0 columns stand for a cache that is not shown.
 SJD2_HOST_DEVICE inline int64_t capacity_of(const Matrix& table, int64_t page_size) {
-  if (page_size == 0) return INT64_MAX;
+  if (page_size < 0) return INT64_MAX;
   return table.data == nullptr ? page_size : table.columns * page_size;
 }
 

@@ -61,7 +61,7 @@ int64_t gather(const Tensor& key_cache, const Tensor& value_cache, const Tensor&
                int threads);
 
 // lengths := new_lengths, at most lengths + window; zero the columns dropped from `caches`; give back the pages no longer needed, if
-// there is a free list. `page_size` is 0 if the capacity of a dense cache does not matter.
+// there is a free list. `page_size` is −1 if there is no dense cache whose capacity matters.
 int64_t rollback(Vector lengths, Vector new_lengths, const std::vector<Tensor>& caches, int64_t window, Matrix table, FreeList free_list,
                  int64_t page_size, int threads);
 

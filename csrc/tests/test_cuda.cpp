@@ -83,7 +83,7 @@ void rollback(uint64_t seed) {
   for (int64_t row = 0; row < state.lengths.size(); ++row)
     to.push_back(random_length(random, std::min(std::max<int64_t>(state.lengths[row], 0) + state.window, capacity), wrong));
   state.new_lengths = indices_of(random, to);
-  const int64_t page_size = state.paged || !state.caches.empty() || random.one_in(2) ? state.page_size : 0;
+  const int64_t page_size = state.paged || !state.caches.empty() || random.one_in(2) ? state.page_size : -1;
   State expected = state;
   expected.new_lengths = leaving_out(expected, &State::new_lengths, [&] {
     return cpu::rollback(expected.lengths.vector(), expected.new_lengths.vector(), expected.views(), expected.window, expected.block_table(),

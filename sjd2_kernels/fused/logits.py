@@ -12,8 +12,8 @@ import triton.language as tl
 def launch_options(warps: int, registers: int = 255) -> dict[str, int | bool]:
     """Options of every launch. A contracted multiply-add would give other scaled logits than the definition's two roundings.
 
-    The register limit is what the threads of one program can have; stated, it keeps NVIDIA's assembler from spilling for the sake of occupancy. A lower one
-    lets more programs of a kernel that waits for memory run at once; that nothing spills is checked by ``make check-triton``.
+    The register limit is what the threads of one program can have; stated, it keeps NVIDIA's assembler from spilling for the sake of occupancy.
+    A lower one lets more programs of a kernel that waits for memory run at once; that nothing spills is checked by ``make check-triton``.
     """
     limit = {} if torch.version.hip else {"maxnreg": min(registers, 65_536 // (32 * warps))}
     return {"num_warps": warps, "enable_fp_fusion": False} | limit

@@ -1,9 +1,9 @@
 """Device functions: the exact border of top-k and top-p, without a sort.
 
-The threshold is built bit by bit from the top: a bit stays set if enough elements (or enough mass) lie at or above the candidate. The tile
-is in registers, so that a step is a comparison per element and a block-wide sum, and reads no memory. Histograms of 8 bits would need four
-steps instead of up to 32, but each of them a pass of shared-memory atomics, and masses in them would need float atomics, whose order is not
-repeatable. Sums of non-negative numbers in a fixed order never fall when an element is added, so the search for a mass is exact as well.
+What is in question is narrowed from both sides: does enough (elements, or mass) lie at and above a probe? The tile is in registers, so that a
+step is a comparison per element and a block-wide sum, and reads no memory. Histograms of 8 bits would need four steps, but each of them a pass
+of shared-memory atomics, and masses in them would need float atomics, whose order is not repeatable. Sums of non-negative numbers in a fixed
+order never fall when an element is added, so the search for a mass is exact as well.
 """
 
 import triton
@@ -32,11 +32,11 @@ def _log_odds(mass, population, least):
 def largest_reaching(key, mass, target, population, WEIGHTED: tl.constexpr):
     """The largest of ``key [R, N]`` at and above which ``mass [R, N]`` adds up to ``target [R]``; LOWEST_KEY where all of it does not.
 
-    Without ``WEIGHTED`` every key above LOWEST_KEY counts 1, and ``mass`` is not used. What is in question lies from ``low`` to ``high``. A step asks where
-    the target would be if the values came from a logistic distribution of ``population [R]``, that is, were about normal; an end that stays where it is
-    twice comes half as close (the Illinois rule). Where four steps in a row leave more than half in question, and after 24 anyway, a step asks half way in
-    the order of floats, which is never too often. A step that divides nothing is followed by a look at what is in question: often equal keys.
-    Guesses decide how many steps it takes, never the result.
+    Without ``WEIGHTED`` every key above LOWEST_KEY counts 1, and ``mass`` is not used. What is in question lies from ``low`` to ``high``. A step
+    asks where the target would be if the values came from a logistic distribution of ``population [R]``, that is, were about normal; an end that
+    stays where it is twice comes half as close (the Illinois rule). Where four steps in a row leave more than half in question, and after 24
+    anyway, a step asks half way in the order of floats, which is never too often. A step that divides nothing is followed by a look at what is
+    in question: often equal keys. Guesses decide how many steps it takes, never the result.
     """
     counted = key > LOWEST_KEY
     if WEIGHTED:
@@ -88,9 +88,9 @@ def largest_reaching(key, mass, target, population, WEIGHTED: tl.constexpr):
 def border_above(z, maximum, finite, most, COLUMNS: tl.constexpr, FIRST_GUESS: tl.constexpr):
     """A border with at most ``most`` of ``z [N, COLUMNS]`` above it and, if they differ enough, at least half of ``most``; and how many that is.
 
-    ``finite`` of z are not −inf. Any such border serves: the first guess is right where z is about normal, and from there on the range from the mean to
-    the ``maximum`` is halved, a few steps where the exact border takes some twenty. Ranges that no halving of values gets over in time (a mask of
-    −1e38, say) are halved in the order of floats. The mean is that of the first column, and where some of z are −inf not even that.
+    ``finite`` of z are not −inf. Any such border serves: the first guess is right where z is about normal, and from there on the range from the
+    mean to the ``maximum`` is halved. Ranges that no halving of values gets over in time (a mask of −1e38, say) are halved in the order of
+    floats. The mean is that of the first column, and where some of z are −inf not even that.
     """
     some = tl.sum(tl.where(tl.arange(0, COLUMNS)[None, :] == 0, z, 0.0), axis=1)
     mean = tl.div_rn(tl.sum(tl.where(some > float("-inf"), some, 0.0)) * COLUMNS, tl.maximum(finite, 1).to(tl.float32))

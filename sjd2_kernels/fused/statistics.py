@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .accept import BAD, COMPLETE, accept
-from .logits import LOWEST_KEY, MASKED_KEY, guided, key_value, ordered_key, scaled_logits, tempered
+from .logits import LOWEST_KEY, MASKED_KEY, key_value, ordered_key, scaled_logits, tempered
 from .search import border_above, borders
 from .sweeps import border_by_sweeps
 

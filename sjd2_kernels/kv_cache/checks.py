@@ -155,7 +155,7 @@ def check_rollback(
     if (row := _first(asked & (new_lengths - window > lengths))) is not None:
         limit = f"{int(lengths[row])} + {window}"
         raise ValueError(f"new_lengths: expected at most {limit} (length + window) in row {row}, got {int(new_lengths[row])}")
-    if page_size:
+    if page_size >= 0:
         capacity = page_size if block_table is None else page_size * block_table.shape[1]
         if (row := _first(asked & (new_lengths > capacity))) is not None:
             raise ValueError(f"new_lengths: expected at most {capacity} (the capacity), got {int(new_lengths[row])} in row {row}")

@@ -120,7 +120,7 @@ def kv_rollback(
         checks.check_shape("caches[0]", caches[0], (len(lengths), *caches[0].shape[1:]))
     checks.check_flags(overflow, lengths)
     name = pick_backend("kv_rollback", backend, lengths)
-    page_size = caches[0].shape[2] if caches else 0
+    page_size = caches[0].shape[2] if caches else -1
     if check:
         checks.check_rollback(lengths, new_lengths, window, None, None, page_size)
     torch.ops.sjd2.kv_rollback(lengths, new_lengths, list(caches), window, None, None, page_size, overflow, name)

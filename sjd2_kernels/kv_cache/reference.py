@@ -107,7 +107,7 @@ def rollback(
     """``lengths := new_lengths``; columns ``new_lengths[r] … lengths[r] + window − 1`` become zero; pages without a valid column go back."""
     asked = (lengths >= 0) & (new_lengths >= 0)
     fits = new_lengths - window <= lengths
-    if page_size:
+    if page_size >= 0:
         capacity = page_size if block_table is None else page_size * block_table.shape[1]
         fits &= new_lengths <= capacity
     _mark(overflow, asked & ~fits)

@@ -110,23 +110,19 @@ def test_a_residual_reads_the_last_logits_where_it_draws_and_nowhere_else(monkey
 
 @pytest.mark.parametrize("settings", [{"top_k": 50}, {"top_p": 0.5}], ids=["top-k", "top-p"])
 def test_thresholds_of_a_split_row_cost_the_candidates_and_no_further_pass(monkeypatch, settings):
-    from sjd2_kernels.fused.plans import CANDIDATES as LIMITS
-
-    CANDIDATES = LIMITS[1]
+    from sjd2_kernels.fused.plans import CANDIDATES
 
     now, uncond, processing, arguments = _window(20_000, kept=True, **settings)
     meter = Meter(monkeypatch, now=now)
     assert verify(now, uncond, processing, rule=Rule.COUPLED, backend="triton", **arguments).kept.all()
     row = 2 * 20_000
-    assert WINDOW * row < meter.loaded["now"] <= WINDOW * (row + 2 * CANDIDATES + 2 * GATHERS)
+    assert WINDOW * row < meter.loaded["now"] <= WINDOW * (row + 2 * CANDIDATES[1] + 2 * GATHERS)
 
 
 @pytest.mark.parametrize("rule", [Rule.COUPLED, Rule.GUMBEL_TAIL, Rule.GUMBEL])
 @pytest.mark.parametrize("settings", [{"top_k": 50}, {"top_p": 0.5}], ids=["top-k", "top-p"])
 def test_draws_of_a_split_row_cost_what_is_kept_and_a_block_and_no_further_pass(monkeypatch, settings, rule):
-    from sjd2_kernels.fused.plans import CANDIDATES as LIMITS
-
-    CANDIDATES = LIMITS[1]
+    from sjd2_kernels.fused.plans import CANDIDATES
 
     now, uncond, processing, arguments = _window(20_000, kept=False, **settings)
     arguments["q_row"] = torch.arange(WINDOW)[None]  # that q, and rejected all the same: p of the lowest id is 0
@@ -135,9 +131,9 @@ def test_draws_of_a_split_row_cost_what_is_kept_and_a_block_and_no_further_pass(
     assert not result.kept.any()
     z = scaled_logits(now, uncond, processing)
     kept = int((log_probabilities(z, result.statistics) > -torch.inf).sum())
-    assert WINDOW <= kept < WINDOW * CANDIDATES / 2
+    assert WINDOW <= kept < WINDOW * CANDIDATES[1] / 2
     one_slot = 2 * (BLOCK + GATHERS)
-    assert meter.loaded["now"] <= WINDOW * (2 * 20_000 + 2 * 2 * CANDIDATES + one_slot)
+    assert meter.loaded["now"] <= WINDOW * (2 * 20_000 + 2 * 2 * CANDIDATES[1] + one_slot)
     if rule is Rule.COUPLED:  # the others read q for the first slot at most
         assert meter.loaded["last"] >= 2 * kept
     assert meter.loaded["last"] <= 2 * kept + WINDOW * one_slot

@@ -60,6 +60,17 @@ def test_memory_beside_the_views_is_left_alone(name, data):
         assert torch.equal(have, wanted)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_native)])
+def test_caches_without_columns_hold_nothing(backend):
+    """Lengths of 0 stay, and no row can be longer."""
+    caches, lengths = [torch.zeros(2, 3, 0, 4)], torch.zeros(2, dtype=torch.int64)
+    sjd2_kernels.kv_rollback(lengths, torch.zeros(2, dtype=torch.int64), caches=caches, window=3, backend=backend)
+    sjd2_kernels.kv_compact(caches, lengths, torch.tensor([1, 0]), backend=backend)
+    assert lengths.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="new_lengths"):
+        sjd2_kernels.kv_rollback(lengths, torch.tensor([0, 2]), caches=caches, window=3, backend=backend)
+
+
 @needs_native
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_large_copies_on_several_threads(threads):

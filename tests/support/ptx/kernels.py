@@ -10,12 +10,15 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from sjd2_kernels.fused.logits import launch_options
 
 from .access import access_step
 from .arithmetic import arithmetic_step
@@ -25,7 +28,7 @@ from .program import Instruction, Program, read_program
 from .warpgroups import warpgroup_step
 from .warps import warp_step
 
-__all__ = ["Launches", "compiled_kernels"]
+__all__ = ["Launches", "compiled_kernels", "step_of"]
 
 _TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1", torch.uint8: "u8",
@@ -50,7 +53,8 @@ class Launches:
         return [row for row in self.rows if row["kernel"] == kernel]
 
 
-def _step(machine: Machine, instruction: Instruction) -> Step:
+def step_of(machine: Machine, instruction: Instruction) -> Step:
+    """What an instruction does, for ``Machine.run``."""
     step = warpgroup_step(machine, instruction)
     if step is not None:
         return step
@@ -62,14 +66,14 @@ def _step(machine: Machine, instruction: Instruction) -> Step:
 class _Compiled:
     """Stands in for a ``triton.jit`` function."""
 
-    programs: dict[tuple, tuple[Program, int]] = {}
+    programs: ClassVar[dict[tuple, tuple[Program, int]]] = {}
 
     def __init__(self, kernel, target: GPUTarget, launches: Launches):
         self.kernel, self.target, self.launches = kernel, target, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable:
         def launch(*positional, **named):
-            options = {name: named.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg") if name in named}
+            options = {name: named.pop(name) for name in launch_options(1) if name in named}
             self._run((*grid, 1, 1)[:3], dict(zip(self.kernel.arg_names, positional, strict=False)) | named, options)
 
         return launch
@@ -100,13 +104,11 @@ class _Compiled:
             compiled = triton.compile(source, target=self.target, options=options)
             self.programs[key] = read_program(compiled.asm["ptx"]), compiled.metadata.shared
         program, shared = self.programs[key]
-        values = [(types[name], value) for name, value in arguments.items() if types[name] != "constexpr"]
         order = [name for name in self.kernel.arg_names if types[name] != "constexpr"]
         packed = [
             struct.pack("<Q", arguments[name].data_ptr()) if types[name].startswith("*") else struct.pack(_PACKED[types[name]], arguments[name])
             for name in order
         ]
-        del values
         scratch = [b"\0" * size for size in list(program.parameters.values())[len(packed) :]]  # Triton's own, unused here
         bound = dict(zip(program.parameters, [*packed, *scratch], strict=True))
         memory = Global([value for value in arguments.values() if isinstance(value, torch.Tensor)])
@@ -118,7 +120,7 @@ class _Compiled:
             for number in range(math.ceil(len(ids) / at_once)):
                 some = ids[number * at_once : (number + 1) * at_once]
                 machine = Machine(program, bound, grid, some, memory, shared, int(random.integers(2**31)), FENCED_COPIES)
-                machine.run(_step)
+                machine.run(step_of)
                 executed += machine.executed
         self.launches.rows.append(
             {"kernel": self.kernel.__name__, "grid": grid, "threads": program.threads, "executed": executed}

@@ -1,7 +1,7 @@
 """Threads in lockstep: registers as arrays over all threads of some programs, and who runs next.
 
-A *program* is what Triton calls so, a block of threads; a *lane* is one thread. The lanes of many programs run at once, always those that are furthest behind,
-so that branches come together again and programs of a launch are truly interleaved.
+A *program* is what Triton calls so, a block of threads; a *lane* is one thread. The lanes of many programs run at once, always those that are
+furthest behind, so that branches come together again and programs of a launch are truly interleaved.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .memory import Global, Shared, Violation
+from .memory import AccessError, Global, Shared
 from .pending import Pending
 from .program import Instruction, Program
 
-__all__ = ["Fault", "Machine", "Step"]
+__all__ = ["FaultError", "Machine", "Step"]
 
 #: What runs an instruction for the lanes of an index.
 Step = Callable[[np.ndarray], None]
@@ -27,7 +27,7 @@ WARP = 32
 _WIDTHS = {"p": np.bool_, "rs": np.uint16, "r": np.uint32, "rd": np.uint64}
 
 
-class Fault(AssertionError):
+class FaultError(AssertionError):
     """Something that a GPU would do wrong, or differently every time."""
 
 
@@ -104,13 +104,13 @@ class Machine:
         if text.startswith("0d"):
             return np.frombuffer(struct.pack("<Q", int(text[2:], 16)), np.float64).view(dtype)[0]
         number = int(text.rstrip("U"), 0)
-        if dtype == bool:
+        if dtype.kind == "b":
             return np.array(number != 0)
         return np.frombuffer((number % 2 ** (8 * dtype.itemsize)).to_bytes(dtype.itemsize, "little"), dtype)[0]
 
-    def fault(self, instruction: Instruction, what: str) -> Fault:
+    def fault(self, instruction: Instruction, what: str) -> FaultError:
         """What is wrong, and where."""
-        return Fault(f"{self.program.name}: {instruction}: {what}")
+        return FaultError(f"{self.program.name}: {instruction}: {what}")
 
     # Scheduling
 
@@ -155,7 +155,7 @@ class Machine:
                         steps[place - 1] = compile_(self, instruction)
                     try:
                         steps[place - 1](taken)
-                    except Violation as violation:
+                    except AccessError as violation:
                         raise self.fault(instruction, str(violation)) from None
                 if not len(lanes):
                     break

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-__all__ = ["POISON", "Global", "Shared", "Violation"]
+__all__ = ["POISON", "AccessError", "Global", "Shared"]
 
 #: What nobody should read yet: NaN in all formats, and as a number no place in a tensor.
 POISON = np.uint32(0x7FFF7FFF)
@@ -20,7 +20,7 @@ _SECTOR = 32
 _SEVERAL = -2
 
 
-class Violation(Exception):
+class AccessError(Exception):
     """An access that is not allowed; the machine says where it happened."""
 
 
@@ -37,11 +37,11 @@ class Global:
 
     def _check(self, addresses: np.ndarray, size: int) -> None:
         if (addresses % np.uint64(size)).any():
-            raise Violation(f"address {addresses[addresses % np.uint64(size) != 0][0]:#x} is no multiple of {size}")
+            raise AccessError(f"address {addresses[addresses % np.uint64(size) != 0][0]:#x} is no multiple of {size}")
         span = np.searchsorted(self.starts, addresses, "right") - 1
         inside = (span >= 0) & (addresses + np.uint64(size) <= self.ends[np.maximum(span, 0)])
         if not inside.all():
-            raise Violation(f"{(~inside).sum()} addresses outside all tensors of the launch, {addresses[~inside][0]:#x} the first")
+            raise AccessError(f"{(~inside).sum()} addresses outside all tensors of the launch, {addresses[~inside][0]:#x} the first")
 
     def _count(self, kind: str, addresses: np.ndarray, size: int, warps: np.ndarray) -> None:
         sectors = np.unique(warps.astype(np.uint64) << np.uint64(48) | addresses // np.uint64(_SECTOR))
@@ -63,7 +63,7 @@ class Global:
         for n, value in enumerate(values):
             _VIEWS[size][first + np.uint64(n)] = value
             if (_VIEWS[size][first + np.uint64(n)] != value).any():
-                raise Violation("threads store different values at one address")
+                raise AccessError("threads store different values at one address")
 
 
 class Shared:
@@ -86,9 +86,9 @@ class Shared:
     def _places(self, lanes: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
         addresses = addresses.astype(np.int64)
         if (addresses % size).any():
-            raise Violation(f"shared address {addresses[addresses % size != 0][0]} is no multiple of {size}")
+            raise AccessError(f"shared address {addresses[addresses % size != 0][0]} is no multiple of {size}")
         if (addresses < 0).any() or (addresses + size > self.size).any():
-            raise Violation(f"shared address {addresses.max()} in {self.size} bytes")
+            raise AccessError(f"shared address {addresses.max()} in {self.size} bytes")
         return self.block[lanes] * self.size + addresses
 
     def _mark(self, when: np.ndarray, who: np.ndarray, place: np.ndarray, now: np.ndarray, warp: np.ndarray) -> None:
@@ -103,7 +103,7 @@ class Shared:
         now, warp = self.epoch[self.block[lanes]], self.warp[lanes]
         for place in (places + n for n in range(size * count)):
             if ((self.written[place] == now) & (self.writer[place] != warp)).any():
-                raise Violation("a read of shared memory that another warp wrote since the last barrier")
+                raise AccessError("a read of shared memory that another warp wrote since the last barrier")
             self._mark(self.read, self.reader, place, now, warp)
         return [self.views[size][places // size + n] for n in range(count)]
 
@@ -115,9 +115,9 @@ class Shared:
         places = self._places(lanes, addresses, 16)
         place = places[..., None] + np.arange(16)
         if (self.written[place] >= begun[..., None]).any():
-            raise Violation("a product reads shared memory that was written since the last barrier before it began")
+            raise AccessError("a product reads shared memory that was written since the last barrier before it began")
         if (self.stored[place] > fenced[..., None]).any():
-            raise Violation("a product reads shared memory that was written since the last fence.proxy.async")
+            raise AccessError("a product reads shared memory that was written since the last fence.proxy.async")
         self.read[place], self.reader[place] = self.epoch[self.block[lanes]][..., None], _SEVERAL
         return self.views[2][places[..., None] // 2 + np.arange(8)]
 
@@ -129,10 +129,10 @@ class Shared:
             if ((self.written[place] == now) & (self.writer[place] != warp)).any() or (
                 (self.read[place] == now) & (self.reader[place] != warp)
             ).any():
-                raise Violation("a write of shared memory that another warp read or wrote since the last barrier")
+                raise AccessError("a write of shared memory that another warp read or wrote since the last barrier")
             self._mark(self.written, self.writer, place, now, warp)
             self.stored[place] = now if fence else -1
         for n, value in enumerate(values):
             self.views[size][places // size + n] = value
             if (self.views[size][places // size + n] != value).any():
-                raise Violation("threads store different values at one place of shared memory")
+                raise AccessError("threads store different values at one place of shared memory")

@@ -50,7 +50,7 @@ def _operands(text: str) -> tuple[str, ...]:
 
 def read_program(text: str) -> Program:
     """The one kernel in ``text``."""
-    files = {number: name for number, name in re.findall(r'^\s*\.file\s+(\d+)\s+"(?:.*/)?([^"/]+)"', text, re.MULTILINE)}
+    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"(?:.*/)?([^"/]+)"', text, re.MULTILINE))
     head, body = re.search(r"\.visible \.entry (\w+\(.*?)\n\{\n(.*?)\n\}", text, re.DOTALL).groups()
     sizes = {"8": 1, "16": 2, "32": 4, "64": 8}
     parameters = {name: sizes[bits] for bits, name in re.findall(r"\.param \.[a-z](\d+)(?: \.ptr.*?)? (\w+_param_\d+)", head)}

@@ -13,7 +13,7 @@ import numpy as np
 
 from .access import _vector
 from .machine import Machine, Step
-from .memory import POISON, Violation
+from .memory import POISON, AccessError
 from .pending import Pending
 from .program import Instruction
 from .warps import _halves
@@ -68,7 +68,7 @@ class _Warpgroups:
 def _whole(lanes: np.ndarray) -> np.ndarray:
     """``lanes`` as rows of 128; all of a warpgroup or none."""
     if len(lanes) % WARPGROUP or (lanes[::WARPGROUP] % WARPGROUP).any() or (np.diff(lanes.reshape(-1, WARPGROUP)) != 1).any():
-        raise Violation("not all threads of a warpgroup take part")
+        raise AccessError("not all threads of a warpgroup take part")
     return lanes.reshape(-1, WARPGROUP)
 
 
@@ -76,7 +76,7 @@ def _shared_by_all(values: np.ndarray, what: str) -> np.ndarray:
     """One of every warpgroup."""
     values = values.reshape(-1, WARPGROUP)
     if (values != values[:, :1]).any():
-        raise Violation(f"threads of a warpgroup have different {what}")
+        raise AccessError(f"threads of a warpgroup have different {what}")
     return values[:, 0]
 
 
@@ -143,11 +143,11 @@ class _Product:
         groups = _whole(lanes)
         for name in (*self.names, *self.fragments):
             if (self.machine.target(name, np.uint32)[lanes] != self.state.settled[name][lanes]).any():
-                raise Violation(f"no wgmma.fence since {name} was written")
+                raise AccessError(f"no wgmma.fence since {name} was written")
         fresh = lanes[self.sums.running[lanes] == 0]
         for register, value in zip(self.out, self.sums.values, strict=True):
             if (register.view(np.uint32)[fresh] == POISON).any():
-                raise Violation("sums that another product has not finished")
+                raise AccessError("sums that another product has not finished")
             value[fresh] = register[fresh]
             register.view(np.uint32)[lanes] = POISON
         self.sums.running[lanes] += 1
@@ -156,7 +156,7 @@ class _Product:
         left = np.stack([register[lanes] for register in self.left]) if self.left else None
         descriptors = [None if given is None else _shared_by_all(given[lanes], "descriptors") for given in self.descriptors]
         if any((given & _UNUSED).any() for given in descriptors if given is not None):
-            raise Violation("a descriptor of a matrix whose fields run over")
+            raise AccessError("a descriptor of a matrix whose fields run over")
         times = self.machine.shared.epoch[self.machine.block[groups[:, 0]]], self.state.fenced[groups].min(1)
 
         def finish(which: np.ndarray) -> None:
@@ -172,7 +172,7 @@ class _Product:
     def _left(self, lanes: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """The left matrix ``[groups, 64, 16]`` from registers."""
         if any((register[lanes] != value).any() for register, value in zip(self.left, taken, strict=True)):
-            raise Violation(f"the left matrix of {self.instruction.source} was changed before the product was waited for")
+            raise AccessError(f"the left matrix of {self.instruction.source} was changed before the product was waited for")
         matrix = np.empty((len(lanes) // WARPGROUP, _ROWS, _DEPTH), np.float32)
         rows, columns = _places(len(taken), halves=True)
         values = _halves(taken.reshape(len(taken), -1, WARPGROUP, 1), self.kind)
@@ -191,7 +191,7 @@ class _Product:
 
     def _finish(self, lanes: np.ndarray, keep: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
         if any((register.view(np.uint32)[lanes] != POISON).any() for register in self.out):
-            raise Violation(f"the sums of {self.instruction.source} were written before the product was waited for")
+            raise AccessError(f"the sums of {self.instruction.source} were written before the product was waited for")
         rows, columns = _places(len(self.out), halves=False)
         total = np.empty((len(keep), _ROWS, self.width), np.float32)
         total[:, rows, columns] = self.sums.values[:, lanes].reshape(len(self.out), -1, WARPGROUP).transpose(1, 0, 2)

@@ -7,7 +7,7 @@ import numpy as np
 from .access import _address, _vector
 from .arithmetic import DTYPES, bf16_value
 from .machine import WARP, Machine, Step
-from .memory import Violation
+from .memory import AccessError
 from .program import Instruction
 
 __all__ = ["warp_step"]
@@ -18,7 +18,7 @@ _LANE = np.arange(WARP)
 def _whole_warps(lanes: np.ndarray) -> np.ndarray:
     """``lanes`` as rows of 32; all of a warp or none."""
     if len(lanes) % WARP or (lanes.reshape(-1, WARP) - lanes[::WARP, None] != _LANE).any() or (lanes[::WARP] % WARP).any():
-        raise Violation("not all threads of a warp take part")
+        raise AccessError("not all threads of a warp take part")
     return lanes.reshape(-1, WARP)
 
 
