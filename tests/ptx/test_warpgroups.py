@@ -93,7 +93,7 @@ def test_pages(dtype, width, page_size, timesteps):
 @pytest.mark.parametrize(("dtype", "width", "timesteps"), [(BFLOAT16, 64, 2), _full(FLOAT16, 64, 0), _full(BFLOAT16, 128, 2), _full(FLOAT16, 256, 0)])
 def test_columns_are_split_over_programs(dtype, width, timesteps, splits):
     """Some programs have several blocks of columns and others none: they are at different places, each with groups of its own."""
-    case = attention_case(3, 8, 2, 16, 290, width, timesteps=timesteps, dtype=dtype)
+    case = attention_case(2, 8, 2, 16, 200, width, timesteps=timesteps, dtype=dtype)
     case[3][0] = 0
     with compiled_kernels(SM_90) as launches:
         check(case, launches)
@@ -119,10 +119,12 @@ def test_what_is_left_out_is_noticed(left_out, count, message, monkeypatch):
     query, keys, values, lengths, levels = attention_case(2, 4, 1, 16, 200, 64, timesteps=2, dtype=BFLOAT16)
     case = query, keys.nan_to_num(posinf=1.0), values.nan_to_num(nan=1.0), lengths.fill_(180), levels
 
+    replaced = []
+
     def read(text: str):
-        pattern = re.escape(left_out).replace(r"\[12\]", "[12]")
-        assert len(re.findall(pattern, text)) > 1
-        return read_program(re.sub(pattern, "membar.cta;", text, count=count))
+        text, times = re.subn(re.escape(left_out).replace(r"\[12\]", "[12]"), "membar.cta;", text, count=count)
+        replaced.append(times)
+        return read_program(text)
 
     with compiled_kernels(SM_90) as launches:
         monkeypatch.setattr(kernels._Compiled, "programs", {})
@@ -131,6 +133,7 @@ def test_what_is_left_out_is_noticed(left_out, count, message, monkeypatch):
         monkeypatch.setattr(kernels, "read_program", read)
         with pytest.raises(AssertionError, match=message):  # that the result is wrong is one, too
             check(case, launches)
+    assert replaced[0] > 0
 
 
 # Products of matrices that are laid out here, by the canonical layouts of NVIDIA's manual.
@@ -170,7 +173,9 @@ def descriptor(start: int, mode: int, base: int = 0) -> int:
 _WAIT = "wgmma.wait_group.sync.aligned 0;"
 
 
-def multiplied(a, b, *, flags: str, before: str = "", after: str = _WAIT, threads: int = 128, start: int = START) -> np.ndarray:
+def multiplied(
+    a, b, *, flags: str, before: str = "", after: str = _WAIT, threads: int = 128, start: int = START, fence: bool = True, **options
+) -> np.ndarray:
     """The sums ``[64, 8]`` of one product, of matrices (bits, mode, whether transposed, base); sums are 1 before it."""
     text = """
 .visible .entry small(
@@ -183,7 +188,7 @@ def multiplied(a, b, *, flags: str, before: str = "", after: str = _WAIT, thread
 	mad.wide.s32 %rd1, %r0, 16, %rd0;
 	SUMS
 	BEFORE
-	fence.proxy.async.shared::cta;
+	FENCE
 	wgmma.fence.sync.aligned;
 	wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2,%r3,%r4}, FIRST, SECOND, FLAGS;
 	wgmma.commit_group.sync.aligned;
@@ -194,11 +199,12 @@ def multiplied(a, b, *, flags: str, before: str = "", after: str = _WAIT, thread
 """
     descriptors = [f"{descriptor(start + 32 * 1024 * n, mode, base)}" for n, (_, mode, _, base) in enumerate((a, b))]
     fields = {"THREADS": threads, "SUMS": "\n".join(f"mov.b32 %r{n}, 0f3F800000;" for n in range(1, 5)), "BEFORE": before, "AFTER": after}
+    fields["FENCE"] = "fence.proxy.async.shared::cta;" if fence else ""
     for field, value in (fields | {"FIRST": descriptors[0], "SECOND": descriptors[1], "FLAGS": flags}).items():
         text = text.replace(field, str(value))
     out = torch.zeros(64, 8)
     arguments = {"small_param_0": struct.pack("<Q", out.data_ptr())}
-    machine = Machine(read_program(text), arguments, (1, 1, 1), np.zeros((1, 3), np.int64), Global([out]), shared_bytes=128 * 1024, seed=0)
+    machine = Machine(read_program(text), arguments, (1, 1, 1), np.zeros((1, 3), np.int64), Global([out]), shared_bytes=128 * 1024, seed=0, **options)
     for n, (matrix, mode, transposed, _) in enumerate((a, b)):
         memory = laid_out(matrix, mode, transposed, start).view(np.uint8)
         machine.shared.bytes[32 * 1024 * n :][: 32 * 1024] = memory[: 32 * 1024]
@@ -236,8 +242,10 @@ def test_signs_and_what_was_there_before(flags, before, sign):
     assert np.allclose(got, before + sign * (bf16_value(left) @ bf16_value(right).T), rtol=0, atol=1e-5)
 
 
-_WRITE = "mov.b32 %r9, global_smem;\n@%p9 st.shared.b32 [%r9+1024], %r8;"
-_ONE = f"mov.u32 %r8, 0;\nsetp.eq.s32 %p9, %r0, 0;\n{_WRITE}"
+# One thread writes where the left matrix begins.
+_FIRST = "setp.eq.s32 %p9, %r0, 0;\nmov.b32 %r9, global_smem;\n@%p9"
+_STORE = f"{_FIRST} st.shared.b32 [%r9+1024], %r0;"
+_COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\ncp.async.commit_group;\ncp.async.wait_group 0;"
 
 
 @pytest.mark.parametrize(
@@ -245,10 +253,10 @@ _ONE = f"mov.u32 %r8, 0;\nsetp.eq.s32 %p9, %r0, 0;\n{_WRITE}"
     [
         ({"threads": 64}, "not all threads of a warpgroup"),
         ({"before": "setp.lt.s32 %p1, %r0, 32;\n@%p1 bra $end;", "after": "$end:"}, "not all threads of a warpgroup"),
-        ({"before": _ONE}, "written since the last barrier"),
-        ({"after": f"{_ONE}\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
-        ({"after": f"bar.sync 0;\n{_ONE}\nbar.sync 0;\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
-        ({"after": f"wgmma.wait_group.sync.aligned 0;\n{_ONE}"}, "another warp read or wrote since"),
+        ({"before": _STORE}, "written since the last barrier"),
+        ({"after": f"{_STORE}\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
+        ({"after": f"bar.sync 0;\n{_STORE}\nbar.sync 0;\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
+        ({"after": f"wgmma.wait_group.sync.aligned 0;\n{_STORE}"}, "another warp read or wrote since"),
         ({"after": "mov.b32 %r1, 0;\nwgmma.wait_group.sync.aligned 0;"}, "were written before the product was waited for"),
         ({"before": "setp.lt.s32 %p1, %r0, 64;", "flags": "%p1, 1, 1, 0, 0"}, "different predicates"),
         ({"start": 1 << 18}, "run over"),
@@ -261,6 +269,17 @@ def test_what_a_gpu_would_do_wrong_is_a_fault(options, message, monkeypatch):
     left, right = _matrices()
     with pytest.raises(FaultError, match=message):
         multiplied((left, 1, False, 0), (right, 1, False, 0), **({"flags": "1, 1, 1, 0, 0"} | options))
+
+
+@pytest.mark.parametrize("write", [_STORE, _COPY], ids=["store", "copy"])
+def test_what_was_written_needs_a_fence(write):
+    left, right = _matrices()
+    options = {"flags": "1, 1, 1, 0, 0", "before": f"{write}\nbar.sync 0;"}
+    multiplied((left, 1, False, 0), (right, 1, False, 0), **options)
+    with pytest.raises(FaultError, match="written since the last fence"):
+        multiplied((left, 1, False, 0), (right, 1, False, 0), **options, fence=False)
+    if write == _COPY:  # Triton used to leave this one out
+        multiplied((left, 1, False, 0), (right, 1, False, 0), **options, fence=False, fence_copies=False)
 
 
 def test_sums_are_not_there_before_they_are_waited_for():
