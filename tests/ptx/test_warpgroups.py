@@ -80,7 +80,7 @@ def test_window_attention(dtype, shape, timesteps, shapes):
 
 @pytest.mark.parametrize(
     ("dtype", "width", "page_size", "timesteps"),
-    [(BFLOAT16, 64, 16, 2), _full(FLOAT16, 128, 24, 0), _full(BFLOAT16, 32, 1, 0), _full(FLOAT16, 256, 16, 2)],
+    [(BFLOAT16, 64, 24, 2), _full(FLOAT16, 128, 16, 0), _full(BFLOAT16, 32, 1, 0), _full(FLOAT16, 256, 16, 2)],
 )
 def test_pages(dtype, width, page_size, timesteps):
     query, keys, values, lengths, levels = plain = attention_case(3, 8, 2, 16, 150, width, timesteps=timesteps, dtype=dtype)
@@ -171,10 +171,11 @@ def descriptor(start: int, mode: int, base: int = 0) -> int:
 
 
 _WAIT = "wgmma.wait_group.sync.aligned 0;"
+_PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2,%r3,%r4}, FIRST, SECOND, FLAGS;"
 
 
 def multiplied(
-    a, b, *, flags: str, before: str = "", after: str = _WAIT, threads: int = 128, start: int = START, fence: bool = True, **options
+    a, b, *, flags: str, before: str = "", after: str = _WAIT, threads: int = 128, start: int = START, fence: bool = True, first=None, **options
 ) -> np.ndarray:
     """The sums ``[64, 8]`` of one product, of matrices (bits, mode, whether transposed, base); sums are 1 before it."""
     text = """
@@ -190,7 +191,7 @@ def multiplied(
 	BEFORE
 	FENCE
 	wgmma.fence.sync.aligned;
-	wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2,%r3,%r4}, FIRST, SECOND, FLAGS;
+	PRODUCT
 	wgmma.commit_group.sync.aligned;
 	AFTER
 	st.global.v4.b32 [%rd1], {%r1, %r2, %r3, %r4};
@@ -199,8 +200,9 @@ def multiplied(
 """
     descriptors = [f"{descriptor(start + 32 * 1024 * n, mode, base)}" for n, (_, mode, _, base) in enumerate((a, b))]
     fields = {"THREADS": threads, "SUMS": "\n".join(f"mov.b32 %r{n}, 0f3F800000;" for n in range(1, 5)), "BEFORE": before, "AFTER": after}
+    fields["PRODUCT"] = _PRODUCT
     fields["FENCE"] = "fence.proxy.async.shared::cta;" if fence else ""
-    for field, value in (fields | {"FIRST": descriptors[0], "SECOND": descriptors[1], "FLAGS": flags}).items():
+    for field, value in (fields | {"FIRST": first or descriptors[0], "SECOND": descriptors[1], "FLAGS": flags}).items():
         text = text.replace(field, str(value))
     out = torch.zeros(64, 8)
     arguments = {"small_param_0": struct.pack("<Q", out.data_ptr())}
@@ -245,6 +247,8 @@ def test_signs_and_what_was_there_before(flags, before, sign):
 # One thread writes where the left matrix begins.
 _FIRST = "setp.eq.s32 %p9, %r0, 0;\nmov.b32 %r9, global_smem;\n@%p9"
 _STORE = f"{_FIRST} st.shared.b32 [%r9+1024], %r0;"
+# The left matrix in registers.
+_HELD, _SET = "{%r11,%r12,%r13,%r14}", "\n".join(f"mov.b32 %r{n}, 0;" for n in range(11, 15))
 _COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\ncp.async.commit_group;\ncp.async.wait_group 0;"
 
 
@@ -254,14 +258,16 @@ _COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\
         ({"threads": 64}, "not all threads of a warpgroup"),
         ({"before": "setp.lt.s32 %p1, %r0, 32;\n@%p1 bra $end;", "after": "$end:"}, "not all threads of a warpgroup"),
         ({"before": _STORE}, "written since the last barrier"),
-        ({"after": f"{_STORE}\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
-        ({"after": f"bar.sync 0;\n{_STORE}\nbar.sync 0;\nwgmma.wait_group.sync.aligned 0;"}, "written since the last barrier"),
-        ({"after": f"wgmma.wait_group.sync.aligned 0;\n{_STORE}"}, "another warp read or wrote since"),
-        ({"after": "mov.b32 %r1, 0;\nwgmma.wait_group.sync.aligned 0;"}, "were written before the product was waited for"),
+        ({"after": f"{_STORE}\n{_WAIT}"}, "written since the last barrier"),
+        ({"after": f"bar.sync 0;\n{_STORE}\nbar.sync 0;\n{_WAIT}"}, "written since the last barrier"),
+        ({"after": f"{_WAIT}\n{_STORE}"}, "another warp read or wrote since"),
+        ({"after": f"mov.b32 %r1, 0;\n{_WAIT}"}, "were written before the product was waited for"),
+        ({"first": _HELD, "before": _SET, "flags": "1, 1, 1, 0", "after": f"mov.b32 %r11, 1;\n{_WAIT}"}, "left matrix of .* was changed"),
+        ({"after": f"{_PRODUCT.replace('%r1,%r2', '%r2,%r1')}\n{_WAIT}"}, "another product has not finished"),
         ({"before": "setp.lt.s32 %p1, %r0, 64;", "flags": "%p1, 1, 1, 0, 0"}, "different predicates"),
         ({"start": 1 << 18}, "run over"),
     ],
-    ids=["half", "a warp away", "no barrier", "overwritten", "overwritten later", "overwritten after", "sums", "predicates", "address"],
+    ids="half,a warp away,no barrier,overwritten,overwritten later,overwritten after,sums,registers,overlap,predicates,address".split(","),
 )
 def test_what_a_gpu_would_do_wrong_is_a_fault(options, message, monkeypatch):
     if "start" in options:  # what is laid out does not matter
