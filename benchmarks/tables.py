@@ -260,6 +260,25 @@ def overhead_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def emulated_ops_table(results: dict) -> str:
+    """Instructions and bytes for an id, of every kernel of ``verify`` and of the draws of ``sample``."""
+    found = {(row["op"], row["vocab"], row["kernel"]): row for row in results["kernels"]}
+
+    def cell(op: str, vocab: int, *kernels: str) -> str:
+        row = next((found[op, vocab, f"{name}_kernel"] for name in kernels if (op, vocab, f"{name}_kernel") in found), None)
+        return f"{row['instructions']:.0f}, {row['sectors']:.1f} B" if row else ""
+
+    lines = ["| V | every id: `verify` | candidates | draws, of slots | draws of `sample` |", "|---|---|---|---|---|"]
+    for vocab in dict.fromkeys(row["vocab"] for row in results["kernels"]):
+        redrawn = found["verify", vocab, "draw_kernel"]["redrawn"]
+        draws = f"{cell('verify', vocab, 'draw')}, {redrawn} of {results['window']}"
+        first = cell("verify", vocab, "split_sweep", "row_statistics")
+        lines.append(f"| {vocab:,} | {first} | {cell('verify', vocab, 'split_merge')} | {draws} | {cell('sample', vocab, 'draw')} |")
+    facts = results["conditions"]
+    what = f"Instructions of a thread, and bytes of the sectors of 32 that its warps load, for each id of {results['window']} rows; top-k {results['top_k']:,}, "
+    return "\n".join([*lines, "", f"{what}guidance 3. PTX for sm_{results['capability']}, Triton {facts['triton']}, commit {facts['commit']}. Counted, not measured."])
+
+
 #: Name of a table: the stored results it is made of, and how.
 TABLES = {
     "batch_overhead": ("batch_overhead.json", batch_overhead_table),
@@ -270,6 +289,7 @@ TABLES = {
     "advance_conditions": ("advance.json", advance_conditions),
     "compression": ("embedded_model.json", compression_table),
     "conditions": ("embedded_model.json", conditions_line),
+    "emulated_ops": ("emulated_ops.json", emulated_ops_table),
     "headline": ("embedded_model.json", headline_table),
     "headline_conditions": ("embedded_model.json", headline_conditions),
     "pictures": ("pictures.json", pictures_table),

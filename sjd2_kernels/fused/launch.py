@@ -148,7 +148,6 @@ def _statistics(
         SPLITS=plan.splits,
         SPLITS_PADDED=padded,
         BLOCK_V=plan.block,
-        SWEEP_BLOCK=min(4096, plan.block),
         PER_SPLIT=plan.per_split,
         **launch_options(8),
     )
@@ -230,7 +229,7 @@ def verify_fused(
             PURPOSE=int(Purpose.VERIFY),
             **inputs.flags,
             **inputs.last_flags,
-            **launch_options(4),
+            **launch_options(8 if candidates is not None and candidates.shape[-1] > 1024 else 4),
         )
     return tokens, kept, committed, statistics, invalid
 

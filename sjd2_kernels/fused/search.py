@@ -161,22 +161,25 @@ def borders(
         k_border, k_cut = tl.where(limited, border, k_border), tl.where(limited, border_cut, k_cut)
         threshold, cut = tl.where(limited, key_value(border), threshold), k_cut
         relied = tl.where(limited, border, relied)
-        kept_mass = tl.where(limited, tl.sum(_kept_mass(key, ids, maximum, k_border, k_cut), axis=1), row_mass)
+        # Equal keys have equal mass.
+        higher = tl.sum(tl.where(key > border[:, None], tl.exp(key_value(key) - maximum[:, None]), 0.0), axis=1)
+        equal = (k - greater).to(tl.float32) * tl.exp(key_value(border) - maximum)
+        kept_mass = tl.where(limited, higher + equal, row_mass)
     if TOP_P:
         applies = top_p < 1.0
         target = top_p * kept_mass
         mass = _kept_mass(key, ids, maximum, k_border, k_cut)
         border = largest_reaching(key, mass, target, kept_mass, True)
         above = tl.sum(tl.where(key > border[:, None], mass, 0.0), axis=1)
-        # Equal keys have equal mass: the fewest of them that reach the target.
+        # The fewest of equal ones that reach the target.
         tied = (key == border[:, None]) & ((key > k_border[:, None]) | (ids <= k_cut[:, None]))
         each = tl.exp(key_value(border) - maximum)
         wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1.2e-38)))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
+        kept = above + tl.minimum(wanted, count_of(tied)).to(tl.float32) * each
         border_cut = nth_tied(tied & applies[:, None], ids, wanted)
         threshold = tl.where(applies, key_value(border), threshold)
         cut = tl.where(applies, border_cut, cut)
         relied = tl.where(applies, tl.minimum(relied, border), relied)
-        inside = (key > border[:, None]) | (tied & (ids <= border_cut[:, None]))
-        kept_mass = tl.where(applies, tl.sum(tl.where(inside, mass, 0.0), axis=1), kept_mass)
+        kept_mass = tl.where(applies, kept, kept_mass)
     return threshold, cut, maximum + tl.log(kept_mass), relied

@@ -286,7 +286,6 @@ def split_merge_kernel(
     SPLITS: tl.constexpr,
     SPLITS_PADDED: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    SWEEP_BLOCK: tl.constexpr,
     ID_BITS: tl.constexpr,
     PER_SPLIT: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -337,16 +336,18 @@ def split_merge_kernel(
             cut = k_cut
             if tl.max(limited.to(tl.int32), axis=0) > 0:
                 k_border, k_cut, kept_mass = border_by_sweeps(
-                    logits_ptr, uncond_ptr, allowed_ptr, offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
+                    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr + tl.program_id(0).to(tl.int64) * SPLITS,
+                    offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
                     scale[:, None], temperature[:, None], maximum, top_k, maximum, k_border, k_cut,
-                    False, ID_BITS, SWEEP_BLOCK, HAS_UNCOND, HAS_ALLOWED,
+                    False, ID_BITS, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
                 )  # fmt: skip
                 threshold, cut = key_value(k_border), k_cut
             if tl.max((top_p < 1.0).to(tl.int32), axis=0) > 0:
                 p_border, p_cut, kept_mass = border_by_sweeps(
-                    logits_ptr, uncond_ptr, allowed_ptr, offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
+                    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr + tl.program_id(0).to(tl.int64) * SPLITS,
+                    offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
                     scale[:, None], temperature[:, None], maximum, top_k, top_p * kept_mass, k_border, k_cut,
-                    True, ID_BITS, SWEEP_BLOCK, HAS_UNCOND, HAS_ALLOWED,
+                    True, ID_BITS, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
                 )  # fmt: skip
                 threshold, cut = key_value(p_border), p_cut
             logsumexp = maximum + tl.log(kept_mass)

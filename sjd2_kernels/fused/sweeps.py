@@ -8,32 +8,37 @@ from .logits import HIGHEST_KEY, LOWEST_KEY, key_value, ordered_key, scaled_logi
 
 @triton.jit
 def _measure(
-    logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
     lowest, highest, id_end, k_border, k_cut,
     BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """Count and mass of a row's ids below ``id_end`` with a key from ``lowest`` to ``highest``, of those that top-k left; a sweep of the row."""
+    """Count and mass of a row's ids below ``id_end`` with a key from ``lowest`` to ``highest``, of those that top-k left.
+
+    A sweep of the row, without the splits that have nothing as high: where the highest ids are crowded in one, the others are seldom read.
+    """
+    least = tl.max(lowest, axis=0)
     count = tl.zeros([1], tl.int32)
     mass = tl.zeros([1], tl.float32)
     for start in range(0, vocab, BLOCK_V):
-        ids = start + tl.arange(0, BLOCK_V)[None, :]
-        present = ids < vocab
-        z = scaled_logits(
-            logits_ptr, uncond_ptr, allowed_ptr, offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
-            ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
-        )  # fmt: skip
-        z = tl.where(z < float("inf"), z, float("-inf"))
-        key = ordered_key(z)
-        inside = present & (key >= lowest[:, None]) & (key <= highest[:, None]) & (ids < id_end[:, None])
-        inside = inside & ((key > k_border[:, None]) | ((key == k_border[:, None]) & (ids <= k_cut[:, None])))
-        count += tl.sum(inside.to(tl.int32), axis=1)
-        mass += tl.sum(tl.where(inside, tl.exp(z - maximum[:, None]), 0.0), axis=1)
+        if ordered_key(tl.load(part_max_ptr + start // BLOCK_V)) >= least:
+            ids = start + tl.arange(0, BLOCK_V)[None, :]
+            present = ids < vocab
+            z = scaled_logits(
+                logits_ptr, uncond_ptr, allowed_ptr, offset + ids.to(tl.int64) * stride_v, uncond_offset + ids.to(tl.int64) * uncond_stride_v,
+                ids, present, scale, temperature, HAS_UNCOND, HAS_ALLOWED,
+            )  # fmt: skip
+            z = tl.where(z < float("inf"), z, float("-inf"))
+            key = ordered_key(z)
+            inside = present & (key >= lowest[:, None]) & (key <= highest[:, None]) & (ids < id_end[:, None])
+            inside = inside & ((key > k_border[:, None]) | ((key == k_border[:, None]) & (ids <= k_cut[:, None])))
+            count += tl.sum(inside.to(tl.int32), axis=1)
+            mass += tl.sum(tl.where(inside, tl.exp(z - maximum[:, None]), 0.0), axis=1)
     return count, mass
 
 
 @triton.jit
 def border_by_sweeps(
-    logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
     k, target, k_border, k_cut,
     BY_MASS: tl.constexpr, ID_BITS: tl.constexpr, BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +50,7 @@ def border_by_sweeps(
     for _ in range(32):
         candidate = border ^ weight
         count, mass = _measure(
-            logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+            logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
             candidate, highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
         )  # fmt: skip
         if BY_MASS:
@@ -54,11 +59,11 @@ def border_by_sweeps(
             border = tl.where(count >= k, candidate, border)
         weight = tl.where(weight < 0, 0x40000000, weight >> 1)
     tied_count, _ = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
         border, border, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     above_count, above_mass = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
         tl.where(border == HIGHEST_KEY, border, border + 1), highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     if BY_MASS:
@@ -71,12 +76,12 @@ def border_by_sweeps(
     for step in range(ID_BITS):
         candidate = below + (1 << (ID_BITS - 1 - step))
         count, mass = _measure(
-            logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+            logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
             border, border, candidate, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
         )  # fmt: skip
         below = tl.where(count < wanted, candidate, below)
     _, kept_mass = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
+        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
         border, border, below + 1, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
     )  # fmt: skip
     return border, below, above_mass + kept_mass

@@ -173,3 +173,17 @@ def test_denoise_reads_and_writes_everything_once(monkeypatch):
     # Of the next window: slot 0 is clean, slots 1 and 2 take a step, slot 3 is born and stays noise.
     assert meter.loaded == {"embeds": 2 * slot, "weight": 3 * slot}
     assert meter.stored == {"embeds": 0, "weight": 0}
+
+
+def test_highest_logits_that_crowd_in_one_split_are_looked_for_there(monkeypatch):
+    """The slow way of a row whose candidates do not suffice reads it for every step of its searches, but not what has nothing as high."""
+    now, uncond, processing, arguments = _window(20_000, kept=True, top_k=1_000)
+    uncond, processing = None, LogitsProcessing.create(1, top_k=1_000)
+    now[..., 4_096:8_192] += 20
+    arguments |= {"last": None, "q_row": torch.full((1, WINDOW), -1)}
+    meter = Meter(monkeypatch, now=now)
+    result = verify(now, uncond, processing, rule=Rule.GUMBEL, backend="triton", **arguments)
+    assert torch.equal(result.tokens, verify(now, uncond, processing, rule=Rule.GUMBEL, backend="torch", **arguments).tokens)
+    once, split = 2 * 20_000, 2 * 4_096
+    steps = 32 + 2 + (20_000).bit_length() + 1
+    assert 20 * split < meter.loaded["now"] / WINDOW < 8 * once + steps * split < steps * once / 2

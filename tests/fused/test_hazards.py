@@ -157,7 +157,7 @@ def far(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 def nearby(kernels, monkeypatch) -> None:
     """Splits of 16 ids, so that few ids, and as few pages of memory, are many splits."""
     if kernels is SPLIT_PATH:
-        for name, value in {"SINGLE": 16, "SPLIT": 16, "CANDIDATES": 64, "BLOCK": 16, "BLOCKS_PER_PROGRAM": 1}.items():
+        for name, value in {"SINGLE": 16, "SPLIT": 16, "CANDIDATES": (64, 64), "BLOCK": 16, "BLOCKS_PER_PROGRAM": 1}.items():
             monkeypatch.setattr(plans, name, value)
 
 

@@ -170,5 +170,5 @@ def test_a_promise_that_does_not_hold_shows(monkeypatch):
 
     monkeypatch.setattr(launch, "math", Boastful)
     logits, _, processing, arguments = random_window(1, 2, 9_002, dtype=torch.bfloat16, top_k=50)
-    with compiled_kernels(GPUTarget("cuda", 90, 32)), pytest.raises(AssertionError, match="threshold|cut"):
+    with compiled_kernels(GPUTarget("cuda", 90, 32)), pytest.raises(AssertionError, match=r"threshold|cut"):
         compare_verify((logits.contiguous(), None, processing, arguments), Rule.COUPLED, torch.device("cpu"))
