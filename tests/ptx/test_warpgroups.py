@@ -247,9 +247,9 @@ def test_signs_and_what_was_there_before(flags, before, sign):
 # One thread writes where the left matrix begins.
 _FIRST = "setp.eq.s32 %p9, %r0, 0;\nmov.b32 %r9, global_smem;\n@%p9"
 _STORE = f"{_FIRST} st.shared.b32 [%r9+1024], %r0;"
+_COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\ncp.async.commit_group;\ncp.async.wait_group 0;"
 # The left matrix in registers.
 _HELD, _SET = "{%r11,%r12,%r13,%r14}", "\n".join(f"mov.b32 %r{n}, 0;" for n in range(11, 15))
-_COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\ncp.async.commit_group;\ncp.async.wait_group 0;"
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,11 @@ _COPY = f"{_FIRST} cp.async.ca.shared.global [ %r9 + 1024 ], [ %rd0 + 0 ], 0x4;\
         ({"before": "setp.lt.s32 %p1, %r0, 64;", "flags": "%p1, 1, 1, 0, 0"}, "different predicates"),
         ({"start": 1 << 18}, "run over"),
     ],
-    ids="half,a warp away,no barrier,overwritten,overwritten later,overwritten after,sums,registers,overlap,predicates,address".split(","),
-)
+    ids=[
+        "half", "a warp away", "no barrier", "overwritten", "overwritten later", "overwritten after", "sums", "registers", "overlap", "predicates",
+        "address",
+    ],
+)  # fmt: skip
 def test_what_a_gpu_would_do_wrong_is_a_fault(options, message, monkeypatch):
     if "start" in options:  # what is laid out does not matter
         monkeypatch.setitem(globals(), "laid_out", lambda *_: np.zeros(64 * 1024, np.uint16))
