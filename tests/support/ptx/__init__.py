@@ -6,6 +6,7 @@ work, with loads of several elements that must be aligned, barriers, shuffles, s
 do wrong is an error here: an address outside the tensors of the launch or not aligned for its load, a race within shared memory, a shuffle
 without all threads of the warp, a barrier that some do not reach.
 
-``program`` reads PTX, ``machine`` runs it, ``arithmetic``, ``memory`` and ``warps`` say what its instructions do. Instructions are those of the
-kernels here; another raises ``NotImplementedError`` with its name. Times cannot be had from this.
+``program`` reads PTX, ``machine`` runs it, ``arithmetic``, ``memory``, ``warps`` and ``warpgroups`` say what its instructions do, and ``pending``
+keeps what they have begun. Instructions are those of the kernels here; another raises ``NotImplementedError`` with its name. Times cannot be had
+from this.
 """

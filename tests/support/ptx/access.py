@@ -8,6 +8,7 @@ import numpy as np
 
 from .arithmetic import DTYPES
 from .machine import Machine, Step
+from .memory import POISON
 from .program import Instruction
 
 __all__ = ["access_step"]
@@ -95,22 +96,15 @@ def _atomic(machine: Machine, instruction: Instruction) -> Step:
 
 
 def _copy_async(machine: Machine, instruction: Instruction) -> Step:
-    """Copies arrive when their group is waited for, and not before."""
+    """Copies arrive when their group is waited for, and not before; until then nobody may count on what is there."""
     what = instruction.parts[2]
     if what == "commit_group":
-        return lambda lanes: machine.asynchronous.append([])
+        return machine.copies.commit
     if what == "wait_group":
-        pending = int(instruction.operands[0])
-
-        def wait(lanes):
-            groups = machine.asynchronous
-            finished = groups[: len(groups) - 1 - pending]
-            del groups[: len(finished)]
-            for group in finished:
-                for copy in group:
-                    copy()
-
-        return wait
+        most = int(instruction.operands[0])
+        return lambda lanes: machine.copies.wait(lanes, most)
+    if what not in ("ca", "cg"):
+        raise NotImplementedError(str(instruction))
     to, to_offset = _address(machine, instruction.operands[0], np.uint32)
     origin, origin_offset = _address(machine, instruction.operands[1], np.uint64)
     size = int(instruction.operands[2], 0)
@@ -119,17 +113,19 @@ def _copy_async(machine: Machine, instruction: Instruction) -> Step:
     def run(lanes):
         places, addresses = to[lanes] + to_offset, origin[lanes] + origin_offset
         wanted = np.full(len(lanes), size) if given is None else given[lanes]
+        if ((wanted != size) & (wanted != 0)).any():
+            raise NotImplementedError("cp.async of a part")
+        machine.shared.store(lanes, places, 4, [np.full(len(lanes), POISON)] * (size // 4), machine.fence_copies)
 
-        def copy():
-            words = [np.zeros(len(lanes), np.uint32) for _ in range(size // 4)]
-            whole = wanted == size
-            if (~whole & (wanted != 0)).any():
-                raise NotImplementedError("cp.async of a part")
-            for word, value in zip(words, machine.memory.load(addresses[whole], 4, size // 4, machine.warp[lanes[whole]]), strict=True):
+        def copy(which):
+            threads, whole = lanes[which], wanted[which] == size
+            words = [np.zeros(len(threads), np.uint32) for _ in range(size // 4)]
+            values = machine.memory.load(addresses[which][whole], 4, size // 4, machine.warp[threads[whole]])
+            for word, value in zip(words, values, strict=True):
                 word[whole] = value
-            machine.shared.store(lanes, places, 4, words)
+            machine.shared.store(threads, places[which], 4, words, machine.fence_copies)
 
-        machine.asynchronous[-1].append(copy)
+        machine.copies.begin(lanes, copy)
 
     return run
 

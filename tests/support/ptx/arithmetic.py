@@ -260,10 +260,12 @@ def _binary(machine: Machine, instruction: Instruction) -> Step:
         return widen
     out = machine.target(instruction.operands[0], dtype)
     if "hi" in instruction.parts:
+        if dtype.itemsize == 8:
+            raise NotImplementedError(str(instruction))
         wide = np.dtype(f"{dtype.kind}8")
 
         def high(lanes):
-            out[lanes] = (a[lanes].astype(wide) * b[lanes].astype(wide) >> wide.type(32)).astype(dtype)
+            out[lanes] = (a[lanes].astype(wide) * b[lanes].astype(wide) >> wide.type(8 * dtype.itemsize)).astype(dtype)
 
         return high
     function = (_FLOAT if dtype.kind == "f" else _INTEGER)[root]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from .arithmetic import arithmetic_step
 from .machine import Machine, Step
 from .memory import Global
 from .program import Instruction, Program, read_program
+from .warpgroups import warpgroup_step
 from .warps import warp_step
 
 __all__ = ["Launches", "compiled_kernels", "step_of"]
@@ -35,6 +37,8 @@ _TYPES = {
 _PACKED = {"fp32": "<f", "i32": "<i", "i64": "<q"}
 #: Threads that run at once.
 LANES = 8_192
+#: Up to Triton 3.7.0 a fence between a copy to shared memory and a product of a warpgroup is left out (triton-lang/triton#9610 has put it there).
+FENCED_COPIES = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3]) > (3, 7, 0)
 
 
 @dataclass
@@ -51,8 +55,10 @@ class Launches:
 
 def step_of(machine: Machine, instruction: Instruction) -> Step:
     """What an instruction does, for ``Machine.run``."""
-    root = instruction.parts[0]
-    if root in ("fence", "membar"):
+    step = warpgroup_step(machine, instruction)
+    if step is not None:
+        return step
+    if instruction.parts[0] in ("fence", "membar"):
         return lambda lanes: None
     return access_step(machine, instruction) or warp_step(machine, instruction) or arithmetic_step(machine, instruction)
 
@@ -113,7 +119,7 @@ class _Compiled:
         with np.errstate(all="ignore"):
             for number in range(math.ceil(len(ids) / at_once)):
                 some = ids[number * at_once : (number + 1) * at_once]
-                machine = Machine(program, bound, grid, some, memory, shared, int(random.integers(2**31)))
+                machine = Machine(program, bound, grid, some, memory, shared, int(random.integers(2**31)), FENCED_COPIES)
                 machine.run(step_of)
                 executed += machine.executed
         self.launches.rows.append(

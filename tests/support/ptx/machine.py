@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .memory import AccessError, Global, Shared
+from .pending import Pending
 from .program import Instruction, Program
 
 __all__ = ["FaultError", "Machine", "Step"]
@@ -41,6 +42,7 @@ class Machine:
     memory: Global
     shared_bytes: int
     seed: int
+    fence_copies: bool = True  # cp.async too needs fence.proxy.async before a product of a warpgroup may read it
     executed: Counter = field(default_factory=Counter)  # of every instruction, how many warps ran it
 
     def __post_init__(self) -> None:
@@ -52,7 +54,8 @@ class Machine:
         self.warp = self.lane // WARP
         self.shared = Shared(len(self.ids), self.shared_bytes, self.block, self.warp, self.random)
         self.registers: dict[str, np.ndarray] = {}
-        self.asynchronous: list[list[Callable[[], None]]] = [[]]  # copies that were begun, by group
+        self.copies = Pending(self.lanes)  # into shared memory
+        self.warpgroups = None  # warpgroups.py keeps here what they have begun
 
     # Operands
 

@@ -8,7 +8,10 @@ from collections import Counter
 import numpy as np
 import torch
 
-__all__ = ["AccessError", "Global", "Shared"]
+__all__ = ["POISON", "AccessError", "Global", "Shared"]
+
+#: What nobody should read yet: NaN in all formats, and as a number no place in a tensor.
+POISON = np.uint32(0x7FFF7FFF)
 
 _BASE = 1 << 12
 _ALL = np.frombuffer((ctypes.c_uint8 * ((1 << 47) - _BASE)).from_address(_BASE), np.uint8)
@@ -77,6 +80,8 @@ class Shared:
         self.read = np.full(len(self.bytes), -1, np.int64)
         self.writer = np.full(len(self.bytes), -1, np.int64)
         self.reader = np.full(len(self.bytes), -1, np.int64)
+        # When it was last written by what is not there for products without a fence.
+        self.stored = np.full(len(self.bytes), -1, np.int64)
 
     def _places(self, lanes: np.ndarray, addresses: np.ndarray, size: int) -> np.ndarray:
         addresses = addresses.astype(np.int64)
@@ -102,8 +107,22 @@ class Shared:
             self._mark(self.read, self.reader, place, now, warp)
         return [self.views[size][places // size + n] for n in range(count)]
 
-    def store(self, lanes: np.ndarray, addresses: np.ndarray, size: int, values: list[np.ndarray]) -> None:
-        """Values of ``size`` bytes to every address on."""
+    def load_later(self, lanes: np.ndarray, addresses: np.ndarray, begun: np.ndarray, fenced: np.ndarray) -> np.ndarray:
+        """16 bytes from every address on, read at some time between ``begun`` and now by all warps: ``[..., 8]`` in units of 2.
+
+        ``fenced`` is when what was stored was last made visible to such a read.
+        """
+        places = self._places(lanes, addresses, 16)
+        place = places[..., None] + np.arange(16)
+        if (self.written[place] >= begun[..., None]).any():
+            raise AccessError("a product reads shared memory that was written since the last barrier before it began")
+        if (self.stored[place] > fenced[..., None]).any():
+            raise AccessError("a product reads shared memory that was written since the last fence.proxy.async")
+        self.read[place], self.reader[place] = self.epoch[self.block[lanes]][..., None], _SEVERAL
+        return self.views[2][places[..., None] // 2 + np.arange(8)]
+
+    def store(self, lanes: np.ndarray, addresses: np.ndarray, size: int, values: list[np.ndarray], fence: bool = True) -> None:
+        """Values of ``size`` bytes to every address on; ``fence``, if products may not read them without one."""
         places = self._places(lanes, addresses, size * len(values))
         now, warp = self.epoch[self.block[lanes]], self.warp[lanes]
         for place in (places + n for n in range(size * len(values))):
@@ -112,6 +131,7 @@ class Shared:
             ).any():
                 raise AccessError("a write of shared memory that another warp read or wrote since the last barrier")
             self._mark(self.written, self.writer, place, now, warp)
+            self.stored[place] = now if fence else -1
         for n, value in enumerate(values):
             self.views[size][places // size + n] = value
             if (self.views[size][places // size + n] != value).any():
