@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 import triton
-from conditions import conditions
+from emulator.kernels import compiled_kernels
 from op_inputs import Window
-from ptx.kernels import compiled_kernels
 from triton.backends.compiler import GPUTarget
 
+from conditions import conditions
 from sjd2_kernels import Purpose, Rule
 
 #: Compute capability of an H100, and rows of logits: enough for slots of every kind.

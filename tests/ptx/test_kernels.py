@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulator.kernels import compiled_kernels
 from op_inputs import Window
 from triton.backends.compiler import GPUTarget
 
@@ -12,7 +13,6 @@ from sjd2_kernels.fused import attention
 from support.attention import attention_case, obvious_attention
 from support.embeddings import denoising_case
 from support.fused import compare_sample, compare_verify, random_window, some_slots
-from support.ptx.kernels import compiled_kernels
 
 pytestmark = pytest.mark.usefixtures("garbage")
 

@@ -7,15 +7,15 @@ import struct
 import numpy as np
 import pytest
 import torch
+from emulator.kernels import compiled_kernels, step_of
+from emulator.machine import FaultError, Machine
+from emulator.memory import Global
+from emulator.program import read_program
 from triton.backends.compiler import GPUTarget
 
 from sjd2_kernels import Rule
 from sjd2_kernels.fused import launch
 from support.fused import compare_verify, random_window
-from support.ptx.kernels import compiled_kernels, step_of
-from support.ptx.machine import FaultError, Machine
-from support.ptx.memory import Global
-from support.ptx.program import read_program
 
 THREADS = 64
 _HEAD = """

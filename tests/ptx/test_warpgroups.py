@@ -9,18 +9,18 @@ import struct
 import numpy as np
 import pytest
 import torch
+from emulator import kernels
+from emulator.arithmetic import bf16_bits, bf16_value
+from emulator.kernels import compiled_kernels, step_of
+from emulator.machine import FaultError, Machine
+from emulator.memory import POISON, Global
+from emulator.pending import Pending
+from emulator.program import read_program
 from triton.backends.compiler import GPUTarget
 
 from sjd2_kernels import window_attention
 from sjd2_kernels.fused import attention
 from support.attention import attention_case, obvious_attention, paged
-from support.ptx import kernels
-from support.ptx.arithmetic import bf16_bits, bf16_value
-from support.ptx.kernels import compiled_kernels, step_of
-from support.ptx.machine import FaultError, Machine
-from support.ptx.memory import POISON, Global
-from support.ptx.pending import Pending
-from support.ptx.program import read_program
 
 pytestmark = pytest.mark.usefixtures("garbage")
 
