@@ -233,6 +233,48 @@ def batch_rates_table(results: dict) -> str:
     lines = ["| embedded model | W | pictures per core-hour | per GPU-hour |", "|---|---|---|---|"]
     for method, row in _fastest(results["wall_clock"]).items():
         lines.append(f"| `{method}` | {row['window']} | {3600 / row['seconds']:,.0f} | not measured on a GPU |")
+    what = f"One picture at a time, guidance {results['guidance_scale']:g}, median over {results['timed']} pictures."
+    return "\n".join([*lines, "", f"{what} {circumstances(results['conditions'])}"])
+
+
+def batch_rates_together_table(results: dict) -> str:
+    """Pictures in an hour of one core, of a batch in two processes."""
+    seconds = statistics.median(run["seconds_per_picture"] for run in results["runs"]["by hand"])
+    rate = f"**{3600 / seconds / 2:,.0f} pictures per core-hour**"
+    return f"`sjd2 batch --batch-size {results['batch_size']}`, in two processes on two cores: {rate}. {circumstances(results['conditions'])}"
+
+
+def overhead_table(results: dict) -> str:
+    """What is outside the forward at each method's fastest window, and what that takes of the gain."""
+    fastest = _fastest(results["wall_clock"])
+    own = fastest["ar"]
+    inside = own["seconds"] * (1 - own["share_outside_forward"])
+    lines = [
+        "| method | W | seconds | outside the forward | faster than `ar` | forwards alone would give | of that |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, row in fastest.items():
+        bound, gain = inside / (row["seconds"] * (1 - row["share_outside_forward"])), own["seconds"] / row["seconds"]
+        shares = f"{gain:.2f}× | {bound:.2f}× | {gain / bound:.0%}" if method != "ar" else " |  | "
+        lines.append(f"| `{method}` | {row['window']} | {row['seconds']:.2f} | {row['share_outside_forward']:.0%} | {shares} |")
+    return "\n".join(lines)
+
+
+def emulated_ops_table(results: dict) -> str:
+    """Instructions and bytes for an id, of every kernel of ``verify`` and of the draws of ``sample``."""
+    found = {(row["op"], row["vocab"], row["kernel"]): row for row in results["kernels"]}
+
+    def cell(op: str, vocab: int, *kernels: str) -> str:
+        row = next((found[op, vocab, f"{name}_kernel"] for name in kernels if (op, vocab, f"{name}_kernel") in found), None)
+        return f"{row['instructions']:.0f}, {row['sectors']:.1f} B" if row else ""
+
+    lines = ["| V | every id: `verify` | candidates | draws, of slots | draws of `sample` |", "|---|---|---|---|---|"]
+    for vocab in dict.fromkeys(row["vocab"] for row in results["kernels"]):
+        redrawn = found["verify", vocab, "draw_kernel"]["redrawn"]
+        draws = f"{cell('verify', vocab, 'draw')}, {redrawn} of {results['window']}"
+        first = cell("verify", vocab, "split_sweep", "row_statistics")
+        lines.append(f"| {vocab:,} | {first} | {cell('verify', vocab, 'split_merge')} | {draws} | {cell('sample', vocab, 'draw')} |")
+    facts = results["conditions"]
     what = f"Instructions of a thread, and bytes of the sectors of 32 that its warps load, for each id of {results['window']} rows"
     code = f"PTX for sm_{results['capability']}, Triton {facts['triton']}, commit {facts['commit']}"
     return "\n".join([*lines, "", f"{what}; top-k {results['top_k']:,}, guidance 3. {code}. Counted, not measured."])
