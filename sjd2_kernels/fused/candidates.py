@@ -34,11 +34,18 @@ def _store_by_block(masses_ptr, masses, block, first, BLOCKS: tl.constexpr, PER_
 
 
 @triton.jit
-def store_block_sums(
-    masses_ptr,  # [2, BLOCKS], of the row, written: sums of p, and of the residual if ``rejected``
-    z, local, part, threshold, cut, logsumexp,
+def store_block_sums(masses_ptr, z, local, part, threshold, cut, logsumexp, SPLIT: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """p of the candidates, ``[1, CANDIDATES]``; its sums over the blocks that the split consists of are stored in ``masses_ptr [BLOCKS]``."""
+    p = probability(z, threshold[:, None], cut[:, None], logsumexp[:, None], part * SPLIT + local)
+    _store_by_block(masses_ptr, p, local // BLOCK, part * (SPLIT // BLOCK), BLOCKS, SPLIT // BLOCK)
+    return p
+
+
+@triton.jit
+def store_residual_sums(
+    masses_ptr,  # [BLOCKS], of the row, written where the split has them
+    p, local, part,
     last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
-    rejected,  # [1]
     b, W, source, draft, uniform_log, scale, temperature,
     last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
     SPLIT: tl.constexpr,
@@ -48,19 +55,15 @@ def store_block_sums(
     HAS_LAST: tl.constexpr,
     HAS_LAST_UNCOND: tl.constexpr,
 ):  # fmt: skip
-    """Of the blocks that the split consists of."""
-    ids, block, first = part * SPLIT + local, local // BLOCK, part * (SPLIT // BLOCK)
-    p = probability(z, threshold[:, None], cut[:, None], logsumexp[:, None], ids)
-    _store_by_block(masses_ptr, p, block, first, BLOCKS, SPLIT // BLOCK)
-    if tl.max(rejected.to(tl.int32), axis=0) > 0:
-        q = draft_probability(
-            last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
-            ids, p > 0.0, b, W, source, draft, uniform_log, scale, temperature,
-            last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
-            HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
-        )  # fmt: skip
-        residual = tl.where(p > 0.0, tl.maximum(p - q, 0.0), 0.0)
-        _store_by_block(masses_ptr + BLOCKS, residual, block, first, BLOCKS, SPLIT // BLOCK)
+    """Sums of max(0, p − q) over the same blocks; q is asked for where p is not 0, for nothing can be left elsewhere."""
+    q = draft_probability(
+        last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
+        part * SPLIT + local, p > 0.0, b, W, source, draft, uniform_log, scale, temperature,
+        last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
+        HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
+    )  # fmt: skip
+    residual = tl.where(p > 0.0, tl.maximum(p - q, 0.0), 0.0)
+    _store_by_block(masses_ptr, residual, local // BLOCK, part * (SPLIT // BLOCK), BLOCKS, SPLIT // BLOCK)
 
 
 @triton.jit

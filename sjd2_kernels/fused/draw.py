@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .accept import ACCEPTED, BAD, COMPLETE, Q_NONE, RATIO_KEPT, draft_probability
-from .candidates import GUMBEL, load_candidates, noisy_candidates, store_block_sums
+from .candidates import GUMBEL, load_candidates, noisy_candidates, store_block_sums, store_residual_sums
 from .logits import gumbel_from_uniform, is_kept, philox, probability, scaled_logits, uniform_from_bits
 
 RULE_FRESH = tl.constexpr(0)
@@ -170,6 +170,9 @@ def draw_kernel(
         position = tl.load(position_ptr + row, mask=live, other=0)
     offset, uncond_offset = b * stride_b + w * stride_w, b * uncond_stride_b + w * uncond_stride_w
 
+    if not VERIFY:
+        if CANDIDATES > 0:
+            flags = tl.load(flags_ptr + statistics, mask=live, other=0)
     mode = tl.where(live, FROZEN if RULE == RULE_GUMBEL else FRESH, KEEP)
     if VERIFY:
         flags = tl.load(flags_ptr + row, mask=live, other=0)
@@ -221,18 +224,22 @@ def draw_kernel(
             if any_draws | any_frozen:
                 for part in range(first * BLOCK // SPLIT, tl.cdiv(end * BLOCK, SPLIT)):
                     z, local = load_candidates(
-                        candidates_ptr, logits_ptr, uncond_ptr, allowed_ptr, row, part, offset, uncond_offset, stride_v, uncond_stride_v, scale,
-                        temperature, (BLOCKS * BLOCK + SPLIT - 1) // SPLIT, CANDIDATES, SPLIT, HAS_UNCOND, HAS_ALLOWED,
+                        candidates_ptr, logits_ptr, uncond_ptr, allowed_ptr, statistics, part, offset, uncond_offset, stride_v, uncond_stride_v,
+                        scale, temperature, (BLOCKS * BLOCK + SPLIT - 1) // SPLIT, CANDIDATES, SPLIT, HAS_UNCOND, HAS_ALLOWED,
                     )  # fmt: skip
                     if RULE != RULE_GUMBEL:
                         if any_draws:
-                            store_block_sums(
-                                masses_ptr + row * (2 * BLOCKS), z, local, part, threshold, cut, logsumexp,
-                                last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
-                                mode == RESIDUAL, b, W, source, draft, uniform_log, scale, temperature,
-                                last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
-                                SPLIT, BLOCK, BLOCKS, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
-                            )  # fmt: skip
+                            sums_ptr = masses_ptr + row * (2 * BLOCKS)
+                            p = store_block_sums(sums_ptr, z, local, part, threshold, cut, logsumexp, SPLIT, BLOCK, BLOCKS)
+                            if VERIFY:
+                                if any_residual:
+                                    store_residual_sums(
+                                        sums_ptr + BLOCKS, p, local, part,
+                                        last_ptr, last_uncond_ptr, allowed_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
+                                        b, W, source, draft, uniform_log, scale, temperature,
+                                        last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
+                                        SPLIT, BLOCK, BLOCKS, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
+                                    )  # fmt: skip
                     if RULE == RULE_GUMBEL or RULE == RULE_GUMBEL_TAIL:
                         if any_frozen:
                             ids = tl.where(local >= 0, part * SPLIT + local, vocab)

@@ -78,10 +78,14 @@ def _statistics(
     shape: tuple[int, int, int],
     *,
     counters: torch.Tensor,
+    flags: torch.Tensor,
     accept: dict[str, torch.Tensor] | None,
     log_keep_ratio: float,
 ) -> tuple[RowStatistics, torch.Tensor | None]:
-    """One launch for rows that fit a program, two for longer ones, which leave candidates; with ``accept`` the drafts are judged on the way."""
+    """One launch for rows that fit a program, two for longer ones, which leave candidates; with ``accept`` the drafts are judged on the way.
+
+    ``flags`` (int32, one per row) says of a row what a draw must know of it; without ``accept`` only of rows with candidates.
+    """
     batch, window, vocab = shape
     rows = batch * window
     device = counters.device
@@ -92,15 +96,14 @@ def _statistics(
     )
     top_k, top_p = processing.max_top_k > 0, processing.uses_top_p
     plan = statistics_plan(rows, vocab, 0 if top_p else processing.max_top_k)
-    judged = accept or dict.fromkeys(
-        ("drafts_ptr", "q_row_ptr", "seeds_ptr", "iteration_ptr", "position_ptr", "uniform_log_ptr", "flags_ptr"), counters
-    )
+    judged = accept or dict.fromkeys(("drafts_ptr", "q_row_ptr", "seeds_ptr", "iteration_ptr", "position_ptr", "uniform_log_ptr"), counters)
     common = {
         **inputs.pointers,
         "top_k_ptr": processing.top_k.contiguous(),
         "top_p_ptr": processing.top_p.contiguous(),
         **inputs.last_pointers,
         **judged,
+        "flags_ptr": flags,
         "threshold_ptr": result.threshold,
         "cut_ptr": result.cut,
         "logsumexp_ptr": result.logsumexp,
@@ -182,11 +185,11 @@ def verify_fused(
         "drafts_ptr": drafts.contiguous(),
         "q_row_ptr": q_row.contiguous(),
         "uniform_log_ptr": torch.empty(rows, dtype=torch.float32, device=device),
-        "flags_ptr": torch.empty(rows, dtype=torch.int32, device=device),
         "seeds_ptr": seeds.contiguous(),
         "iteration_ptr": iteration.contiguous(),
         "position_ptr": position.contiguous(),
     }
+    flags = torch.empty(rows, dtype=torch.int32, device=device)
     tokens = torch.empty(batch, window, dtype=torch.int64, device=device)
     kept = torch.empty(batch, window, dtype=torch.bool, device=device)
     committed = torch.empty(batch, dtype=torch.int64, device=device)
@@ -196,7 +199,7 @@ def verify_fused(
         return tokens, kept, committed.zero_(), statistics, invalid.zero_()
     with torch.cuda.device_of(logits):
         statistics, candidates = _statistics(
-            inputs, processing, (batch, window, vocab), counters=counters, accept=slots, log_keep_ratio=log_keep_ratio
+            inputs, processing, (batch, window, vocab), counters=counters, flags=flags, accept=slots, log_keep_ratio=log_keep_ratio
         )  # fmt: skip
         scratch = _allocate(plan.scratch(rows, rule is not Rule.GUMBEL, rule in (Rule.GUMBEL, Rule.GUMBEL_TAIL)), device)
         padded_window = next_power(window)
@@ -205,6 +208,7 @@ def verify_fused(
             **inputs.last_pointers,
             **_statistics_arguments(statistics, window),
             **slots,
+            flags_ptr=flags,
             forced_ptr=forced.contiguous(),
             clean_ptr=clean.contiguous(),
             remaining_ptr=remaining.contiguous(),
@@ -229,7 +233,7 @@ def verify_fused(
             PURPOSE=int(Purpose.VERIFY),
             **inputs.flags,
             **inputs.last_flags,
-            **launch_options(8 if candidates is not None and candidates.shape[-1] > 1024 else 4),
+            **_draw_options(candidates),
         )
     return tokens, kept, committed, statistics, invalid
 
@@ -242,6 +246,10 @@ def _statistics_arguments(statistics: RowStatistics, window: int) -> dict[str, t
         "stride_statistics_b": statistics.threshold.shape[1],
         "stride_statistics_w": int(statistics.threshold.shape[1] == window),
     }
+
+
+def _draw_options(candidates: torch.Tensor | None) -> dict[str, int | bool]:
+    return launch_options(8 if candidates is not None and candidates.shape[-1] > 1024 else 4)
 
 
 def _draw_constants(plan: DrawPlan, candidates: torch.Tensor | None, split: int) -> dict[str, int]:
@@ -275,25 +283,26 @@ def sample_fused(
     plan = draw_plan(rows, vocab)
     inputs = _inputs(logits, logits_uncond, processing, None, window)
     counters = torch.empty(1 + (rows if plan.splits > 1 else 0), dtype=torch.int32, device=device)
+    flags = torch.empty(batch * given, dtype=torch.int32, device=device)
     tokens = torch.empty(batch, window, dtype=torch.int64, device=device)
     if rows == 0:
         return tokens
     frozen = purpose is Purpose.GUMBEL
     with torch.cuda.device_of(logits):
-        statistics, _ = _statistics(inputs, processing, (batch, given, vocab), counters=counters, accept=None, log_keep_ratio=0.0)
+        statistics, candidates = _statistics(
+            inputs, processing, (batch, given, vocab), counters=counters, flags=flags, accept=None, log_keep_ratio=0.0
+        )  # fmt: skip
         scratch = _allocate(plan.scratch(rows, not frozen, frozen), device)
         unused = dict.fromkeys(
-            (
-                "uniform_log_ptr", "flags_ptr", "drafts_ptr", "q_row_ptr", "forced_ptr", "clean_ptr", "remaining_ptr",
-                "kept_ptr", "committed_ptr", "invalid_ptr",
-            ),
+            ("uniform_log_ptr", "drafts_ptr", "q_row_ptr", "forced_ptr", "clean_ptr", "remaining_ptr", "kept_ptr", "committed_ptr", "invalid_ptr"),
             tokens,
-        )  # fmt: skip
+        )
         draw_kernel[(-(-rows // plan.rows), plan.splits)](
             **inputs.pointers,
             **inputs.last_pointers,
             **_statistics_arguments(statistics, window),
             **unused,
+            flags_ptr=flags,
             seeds_ptr=seeds.contiguous(),
             iteration_ptr=iteration.contiguous(),
             position_ptr=position.contiguous(),
@@ -306,8 +315,8 @@ def sample_fused(
             end_id=-1,
             **inputs.strides,
             **inputs.last_strides,
-            **_draw_constants(plan, None, 1),
-            candidates_ptr=counters,
+            **_draw_constants(plan, candidates, statistics_plan(rows, vocab).block),
+            candidates_ptr=counters if candidates is None else candidates,
             BATCH_ROWS=1,
             W_PADDED=1,
             VERIFY=False,
@@ -315,6 +324,6 @@ def sample_fused(
             PURPOSE=int(purpose),
             **inputs.flags,
             **inputs.last_flags,
-            **launch_options(4),
+            **_draw_options(candidates),
         )
     return tokens

@@ -356,9 +356,14 @@ def split_merge_kernel(
     tl.store(logsumexp_ptr + row, logsumexp)
     for counter in range(tl.program_id(0), counters, tl.num_programs(0)):
         tl.store(counters_ptr + counter, 0)
+    flags = tl.where(bad != 0, BAD, 0)
+    if TOP_K or TOP_P:
+        # Then what may be drawn is drawn from the candidates, and the row need not be read again.
+        complete = (ordered_key(threshold) > left_out) | (left_out <= MASKED_KEY)
+        flags += tl.where(complete, COMPLETE, 0)
     if ACCEPT:
         uniform_log = -tl.log(tl.sum(tl.load(part_usable_ptr + part, mask=exists, other=0.0), axis=1))
-        flags = accept(
+        flags += accept(
             logits_ptr, uncond_ptr, allowed_ptr, last_ptr, last_uncond_ptr, last_threshold_ptr, last_cut_ptr, last_logsumexp_ptr,
             drafts_ptr, q_row_ptr, seeds_ptr, iteration_ptr, position_ptr,
             row, live, b, w, W, threshold, cut, logsumexp, uniform_log, scale, temperature, log_keep_ratio,
@@ -366,9 +371,5 @@ def split_merge_kernel(
             last_stride_b, last_stride_w, last_stride_v, last_uncond_stride_b, last_uncond_stride_w, last_uncond_stride_v,
             HAS_UNCOND, HAS_ALLOWED, HAS_LAST, HAS_LAST_UNCOND,
         )  # fmt: skip
-        if TOP_K or TOP_P:
-            # Then what may be drawn is drawn from the candidates, and the row need not be read again.
-            complete = (ordered_key(threshold) > left_out) | (left_out <= MASKED_KEY)
-            flags += tl.where(complete, COMPLETE, 0)
         tl.store(uniform_log_ptr + row, uniform_log)
-        tl.store(flags_ptr + row, flags + tl.where(bad != 0, BAD, 0))
+    tl.store(flags_ptr + row, flags)

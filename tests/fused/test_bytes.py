@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sjd2_kernels import LastForward, LogitsProcessing, Rule, denoise, verify, window_attention
+from sjd2_kernels import LastForward, LogitsProcessing, Purpose, Rule, denoise, sample, verify, window_attention
 from sjd2_kernels.fused import INTERPRETED
 from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
 from sjd2_kernels.sampling.inverse_cdf import BLOCK
@@ -173,6 +173,18 @@ def test_denoise_reads_and_writes_everything_once(monkeypatch):
     # Of the next window: slot 0 is clean, slots 1 and 2 take a step, slot 3 is born and stays noise.
     assert meter.loaded == {"embeds": 2 * slot, "weight": 3 * slot}
     assert meter.stored == {"embeds": 0, "weight": 0}
+
+
+@pytest.mark.parametrize("purpose", [Purpose.DRAFT, Purpose.GUMBEL])
+@pytest.mark.parametrize(("settings", "again"), [({"top_k": 50}, 4 * 1_024 + 2 * BLOCK), ({}, 2 * 20_000 + 2 * BLOCK)], ids=["top-k", "all"])
+def test_sample_reads_a_long_row_once_and_its_candidates_where_there_are_some(monkeypatch, settings, again, purpose):
+    now, uncond, processing, arguments = _window(20_000, kept=True, **settings)
+    meter = Meter(monkeypatch, now=now, uncond=uncond)
+    slots = {name: arguments[name] for name in ("seeds", "iteration")} | {"position": torch.arange(WINDOW)[None]}
+    got = sample(now, uncond, processing, purpose=purpose, backend="triton", **slots)
+    assert torch.equal(got, sample(now, uncond, processing, purpose=purpose, backend="torch", **slots))
+    for loaded in meter.loaded.values():
+        assert WINDOW * 2 * 20_000 < loaded <= WINDOW * (2 * 20_000 + again)
 
 
 def test_highest_logits_that_crowd_in_one_split_are_looked_for_there(monkeypatch):
