@@ -170,9 +170,6 @@ def draw_kernel(
         position = tl.load(position_ptr + row, mask=live, other=0)
     offset, uncond_offset = b * stride_b + w * stride_w, b * uncond_stride_b + w * uncond_stride_w
 
-    if not VERIFY:
-        if CANDIDATES > 0:
-            flags = tl.load(flags_ptr + statistics, mask=live, other=0)
     mode = tl.where(live, FROZEN if RULE == RULE_GUMBEL else FRESH, KEEP)
     if VERIFY:
         flags = tl.load(flags_ptr + row, mask=live, other=0)
@@ -206,6 +203,8 @@ def draw_kernel(
                     mode = tl.where(tail, FRESH, mode)
                     kept = kept & (tail == 0)
         mode = tl.where(live & (forced < 0), mode, KEEP)
+    elif CANDIDATES > 0:
+        flags = tl.load(flags_ptr + statistics, mask=live, other=0)
 
     draws = (mode == FRESH) | (mode == RESIDUAL)
     any_draws = tl.max(draws.to(tl.int32), axis=0) > 0

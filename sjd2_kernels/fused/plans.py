@@ -1,7 +1,7 @@
 """How rows of logits are divided over programs, and what scratch that takes.
 
-The division follows from the vocabulary (and, for rows that share a program, the number of rows) and never from the device, so a result is the
-same on every GPU of a kind. All sizes are known from the shapes.
+The division follows from the vocabulary, for rows that share a program from the number of rows, and for the room of candidates from the largest
+top-k; never from the device, so a result is the same on every GPU of a kind. All sizes are known on the host.
 """
 
 from __future__ import annotations

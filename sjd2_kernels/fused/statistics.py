@@ -6,14 +6,14 @@ A row of at most ``SINGLE`` ids is held in the registers of one program and read
 
 A longer row is split over programs, and again read once:
 
-    split_sweep_kernel         4 B per id, plus 2 B for each of the candidates that it leaves, ``CANDIDATES`` per row at most
-    split_merge_kernel         the candidates of a row, gathered again: at most 2 · CANDIDATES loads of 32 B sectors per row
+    split_sweep_kernel         4 B per id, plus 2 B for each of the candidates that it leaves, 8,192 per row at most
+    split_merge_kernel         the candidates of a row, gathered again: at most 2 · 8,192 loads of 32 B sectors per row
 
 Every split leaves the ids above a border of its own as candidates, so their union holds all ids of the row above the highest of these borders; a
 threshold above it is exact. In the rare row where it is not (top-k or a nucleus of about as many ids as there
 are candidates, or nearly all of them in one split) the merging program searches by sweeping the row, which is slow and as exact.
-The number of splits follows from V alone and partial results are combined in a fixed order. Not
-measured on a GPU.
+The number of splits follows from V alone and partial results are combined in a fixed order. Counted, not
+measured on a GPU: ``docs/kernels.md``.
 """
 
 import triton

@@ -239,7 +239,8 @@ def test_rows_are_loaded_in_pieces_that_divide_every_offset(name, uncond, small_
         monkeypatch.setattr(launch, kernel, Silent())
     processing = LogitsProcessing.create(batch)
     inputs = launch._inputs(logits, other, processing, None, window)
-    launch._statistics(inputs, processing, (batch, window, vocab), counters=torch.zeros(1).int(), accept=None, log_keep_ratio=0.0)
+    one = torch.zeros(1).int()
+    launch._statistics(inputs, processing, (batch, window, vocab), counters=one, flags=one, accept=None, log_keep_ratio=0.0)
     assert seen["ALIGN"] == (align if uncond is None else math.gcd(align, uncond))
     promised = [vocab, *(offset for tensor in (logits, other) if tensor is not None for offset in tensor.stride()[:2])]
     assert all(offset % seen["ALIGN"] == 0 for offset in promised)
