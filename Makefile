@@ -95,7 +95,7 @@ test-native: setup
 	$(BIN)/cmake -S . -B build/native-OFF -DSJD2_PYTHON_MODULE=ON -DSJD2_EMULATE_CUDA=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 	$(NINJA) $(BIN)/cmake --build build/native-OFF --target _C
-	SJD2_EMULATED_CUDA=build/native-OFF $(AT_ONCE) tests/kv_cache/test_emulated.py
+	HYPOTHESIS_PROFILE=few SJD2_EMULATED_CUDA=build/native-OFF $(AT_ONCE) tests/kv_cache/test_emulated.py
 
 # Warnings, register spills and local memory in a kernel are errors. Needs nvcc, not a GPU.
 check-cuda: setup

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("garbage")
 
 CPU = torch.device("cpu")
 SM_80, SM_90 = GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)
-EVERY_RULE = [rule if rule in (Rule.COUPLED, Rule.GUMBEL_TAIL) else pytest.param(rule, marks=pytest.mark.full) for rule in Rule]
+EVERY_RULE = [rule if rule is Rule.COUPLED else pytest.param(rule, marks=pytest.mark.full) for rule in Rule]
 TARGETS = [SM_90, pytest.param(SM_80, marks=pytest.mark.full)]
 SINGLE_PATH = ["row_statistics_kernel", "draw_kernel"]
 SPLIT_PATH = ["split_sweep_kernel", "split_merge_kernel", "draw_kernel"]
@@ -35,7 +35,7 @@ def contiguous(case):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("rule", [rule if rule is Rule.COUPLED else pytest.param(rule, marks=pytest.mark.full) for rule in Rule])
+@pytest.mark.parametrize("rule", EVERY_RULE)
 def test_short_rows_share_programs(rule, target):
     case = random_window(
         3, 31, 97, dtype=torch.bfloat16, guided=True, rounded=True, top_k=[0, 20, 5], top_p=[0.9, 1.0, 0.6], temperature=[1, 0.7, 1.3]
@@ -88,7 +88,7 @@ def test_searches_of_long_rows(settings):
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("purpose", [Purpose.DRAFT, pytest.param(Purpose.GUMBEL, marks=pytest.mark.full)])
-@pytest.mark.parametrize("vocab", [1_000, pytest.param(20_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("vocab", [pytest.param(1_000, marks=pytest.mark.full), 20_000])
 def test_sample(vocab, purpose, target):
     logits, uncond, processing, _ = contiguous(random_window(2, 1, vocab, dtype=torch.bfloat16, guided=True, top_k=[0, 30]))
     with compiled_kernels(target) as launches:
@@ -131,6 +131,7 @@ def test_window_attention(dtype, shape, timesteps, monkeypatch):
     )
 
 
+@pytest.mark.full
 def test_programs_in_another_order_give_the_same_bits():
     logits, uncond, processing, arguments = contiguous(random_window(2, 3, 20_000, dtype=torch.bfloat16, guided=True, top_k=[100, 2_000]))
     results = []
@@ -146,7 +147,7 @@ def per_id(row: dict, ids: int) -> tuple[float, float]:
     return sum(row["executed"].values()) * 32 / ids, row["moved"]["load"] / ids
 
 
-@pytest.mark.parametrize(("vocab", "instructions"), [(8_192, 170), (65_536, 40)])
+@pytest.mark.parametrize(("vocab", "instructions"), [(8_192, 170), pytest.param(65_536, 45, marks=pytest.mark.full)])
 def test_what_the_first_kernel_executes_for_an_id(vocab, instructions):
     """Every logit is loaded once, in whole sectors, and a long row takes about as many instructions an id as there is time for while it comes."""
     window = Window(1, 2, vocab, CPU)
