@@ -115,7 +115,6 @@ def _statistics(
         "log_keep_ratio": log_keep_ratio,
         **inputs.strides,
         **inputs.last_strides,
-        "ID_BITS": vocab.bit_length(),
         "TOP_K": top_k,
         "TOP_P": top_p,
         "ACCEPT": accept is not None,
@@ -151,6 +150,7 @@ def _statistics(
         SPLITS=plan.splits,
         SPLITS_PADDED=padded,
         BLOCK_V=plan.block,
+        ID_BITS=vocab.bit_length(),
         PER_SPLIT=plan.per_split,
         **launch_options(8),
     )

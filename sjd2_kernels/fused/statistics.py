@@ -78,7 +78,6 @@ def row_statistics_kernel(
     last_uncond_stride_v,
     ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    ID_BITS: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ACCEPT: tl.constexpr,
