@@ -29,24 +29,21 @@ def _log_odds(mass, population, least):
 
 
 @triton.jit
-def largest_reaching(key, mass, target, population, WEIGHTED: tl.constexpr):
-    """The largest of ``key [R, N]`` at and above which ``mass [R, N]`` adds up to ``target [R]``; LOWEST_KEY where all of it does not.
+def largest_reaching(key, weight, target, population, by_mass):
+    """The largest of ``key [R, N]`` at and above which ``weight [R, N]`` adds up to ``target [R]``; LOWEST_KEY where all of it does not.
 
-    Without ``WEIGHTED`` every key above LOWEST_KEY counts 1, and ``mass`` is not used. What is in question lies from ``low`` to ``high``. A step
+    Weights are masses, or without ``by_mass`` 1 and 0. What is in question lies from ``low`` to ``high``. A step
     asks where the target would be if the values came from a logistic distribution of ``population [R]``, that is, were about normal; an end that
     stays where it is twice comes half as close (the Illinois rule). Where four steps in a row leave more than half in question, and after 24
     anyway, a step asks half way in the order of floats, which is never too often. A step that divides nothing is followed by a look at what is
     in question: often equal keys. Guesses decide how many steps it takes, never the result.
     """
-    counted = key > LOWEST_KEY
-    if WEIGHTED:
-        counted = mass > 0.0
-    each = mass if WEIGHTED else 1.0
+    counted = weight > 0.0
     low, high = tl.min(tl.where(counted, key, HIGHEST_KEY), axis=1), tl.max(tl.where(counted, key, LOWEST_KEY), axis=1)
-    at = tl.sum(tl.where(counted, each, 0.0), axis=1)  # what lies at and above ``low``
+    at = tl.sum(weight, axis=1)  # what lies at and above ``low``
     above = at * 0.0  # and above ``high``
     reachable = at >= target
-    least = tl.minimum(1e-3 * at if WEIGHTED else 0.5, 0.5 * target)
+    least = tl.minimum(tl.where(by_mass, 1e-3 * at, 0.5), 0.5 * target)
     population += least
     wanted = _log_odds(target, population, least)
     odds_low, odds_high = _log_odds(at, population, least), _log_odds(above, population, least)
@@ -58,7 +55,7 @@ def largest_reaching(key, mass, target, population, WEIGHTED: tl.constexpr):
         guess = ordered_key(start + (key_value(high) - start) * ((odds_low - wanted) / (odds_low - odds_high)))
         half = (low & high) + ((low ^ high) >> 1)
         probe = tl.minimum(tl.maximum(tl.where((slow > 3) | (step > 23), half, guess), low + 1), high)
-        reached = tl.sum(tl.where(key >= probe[:, None], each, 0.0), axis=1)
+        reached = tl.sum(tl.where(key >= probe[:, None], weight, 0.0), axis=1)
         idle = searching & ((reached == at) | (reached == above))
         rest = at - above
         raised = searching & (reached >= target)
@@ -73,10 +70,8 @@ def largest_reaching(key, mass, target, population, WEIGHTED: tl.constexpr):
             inside = counted & (key >= low[:, None]) & (key <= high[:, None])
             low = tl.where(searching, tl.min(tl.where(inside, key, HIGHEST_KEY), axis=1), low)
             high = tl.where(searching, tl.max(tl.where(inside, key, LOWEST_KEY), axis=1), high)
-        searching = searching & (low < high)
-        if not WEIGHTED:
-            # Exactly as many as are wanted, and the smallest of them is the answer. A sum of masses may hide one that is too small to matter.
-            searching = searching & (reached != target)
+        # Exactly as many as are wanted, and the smallest of them is the answer. A sum of masses may hide one that is too small to matter.
+        searching = searching & (low < high) & (by_mass | (reached != target))
         slow = tl.where(at - above > 0.5 * rest, slow + 1, 0)
         step += 1
         going = tl.max(searching.to(tl.int32), axis=0)
@@ -137,44 +132,35 @@ def borders(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
 ):
-    """Threshold, cut and log-sum-exp of every row, and the lowest key that the search relied on."""
-    # From here on the key stands for z and for what is present: one tile in registers, and the masses beside it only for top-p.
+    """Threshold, cut and log-sum-exp of every row, and the lowest key that the search relied on.
+
+    Top-k is a search for a count, top-p one for a mass in what top-k left: two turns of one loop, so that the code is there once.
+    """
+    # From here on the key stands for z and for what is present: one tile in registers, and the weights beside it.
     key = tl.where(present, ordered_key(z), LOWEST_KEY)
     threshold = maximum * 0.0 + float("-inf")
     cut = top_k * 0 + vocab
     relied = top_k * 0 + HIGHEST_KEY
-    k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
     kept_mass = row_mass
-    if TOP_K:
-        limited = (top_k > 0) & (top_k < vocab)
-        k = tl.where(limited, top_k, 0)
-        border = largest_reaching(key, key, k.to(tl.float32), population, False)
-        greater = count_of(key > border[:, None])
-        border_cut = nth_tied(limited[:, None] & (key == border[:, None]), ids, k - greater)
-        k_border, k_cut = tl.where(limited, border, k_border), tl.where(limited, border_cut, k_cut)
-        threshold, cut = tl.where(limited, key_value(border), threshold), k_cut
-        relied = tl.where(limited, border, relied)
-        # Equal keys have equal mass.
-        higher = tl.sum(tl.where(key > border[:, None], tl.exp(key_value(key) - maximum[:, None]), 0.0), axis=1)
-        equal = (k - greater).to(tl.float32) * tl.exp(key_value(border) - maximum)
-        kept_mass = tl.where(limited, higher + equal, row_mass)
-    if TOP_P:
-        applies = top_p < 1.0
-        target = top_p * kept_mass
-        if TOP_K:  # what top-k removed is not there
-            key = tl.where((key > k_border[:, None]) | ((key == k_border[:, None]) & (ids <= k_cut[:, None])), key, LOWEST_KEY)
-        mass = tl.where(key > LOWEST_KEY, tl.exp(key_value(key) - maximum[:, None]), 0.0)
-        border = largest_reaching(key, mass, target, kept_mass, True)
-        above = tl.sum(tl.where(key > border[:, None], mass, 0.0), axis=1)
-        # The fewest of equal ones that reach the target.
-        tied = key == border[:, None]
-        each = tl.exp(key_value(border) - maximum)
-        wanted = tl.ceil(tl.div_rn(target - above, tl.maximum(each, 1.2e-38)))
+    for turn in range(0 if TOP_K else 1, 2 if TOP_P else 1):
+        by_mass = turn > 0
+        limited = tl.where(by_mass, top_p < 1.0, (top_k > 0) & (top_k < vocab))
+        target = tl.where(limited, tl.where(by_mass, top_p * kept_mass, top_k.to(tl.float32)), 0.0)
+        mass = tl.exp(key_value(key) - maximum[:, None])
+        weight = tl.where(key > LOWEST_KEY, tl.where(by_mass, mass, 1.0), 0.0)
+        border = largest_reaching(key, weight, target, tl.where(by_mass, kept_mass, population), by_mass)
+        above = tl.sum(tl.where(key > border[:, None], weight, 0.0), axis=1)
+        # The fewest of equal ones that reach the target: equal keys have equal mass.
+        tied = limited[:, None] & (key == border[:, None])
+        each = tl.where(by_mass, tl.maximum(tl.exp(key_value(border) - maximum), 1.2e-38), 1.0)
+        wanted = tl.ceil(tl.div_rn(target - above, each))
         wanted = tl.minimum(tl.maximum(wanted, 1.0), 2147483520.0).to(tl.int32)
-        kept = above + tl.minimum(wanted, count_of(tied)).to(tl.float32) * each
-        border_cut = nth_tied(tied & applies[:, None], ids, wanted)
-        threshold = tl.where(applies, key_value(border), threshold)
-        cut = tl.where(applies, border_cut, cut)
-        relied = tl.where(applies, tl.minimum(relied, border), relied)
-        kept_mass = tl.where(applies, kept, kept_mass)
+        border_cut = nth_tied(tied, ids, wanted)
+        threshold, cut = tl.where(limited, key_value(border), threshold), tl.where(limited, border_cut, cut)
+        relied = tl.where(limited, tl.minimum(relied, border), relied)
+        left = (key > border[:, None]) | (tied & (ids <= border_cut[:, None])) | (limited[:, None] == 0)
+        key = tl.where(left, key, LOWEST_KEY)
+        # The very sum that the next turn begins with: a top-p next to 1 could not be reached by another.
+        kept = tl.sum(tl.where(key > LOWEST_KEY, tl.exp(key_value(key) - maximum[:, None]), 0.0), axis=1)
+        kept_mass = tl.where(limited, kept, kept_mass)
     return threshold, cut, maximum + tl.log(kept_mass), relied

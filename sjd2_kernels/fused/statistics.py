@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 
 from .accept import BAD, COMPLETE, accept
-from .logits import LOWEST_KEY, MASKED_KEY, key_value, ordered_key, scaled_logits, tempered
+from .logits import LOWEST_KEY, MASKED_KEY, ordered_key, scaled_logits, tempered
 from .search import border_above, borders
-from .sweeps import border_by_sweeps
+from .sweeps import borders_by_sweeps
 
 
 @triton.jit
@@ -328,27 +328,12 @@ def split_merge_kernel(
         threshold, cut, logsumexp, relied = borders(z, present, ids, maximum, row_mass, top_k, top_p, vocab, maximum * 0.0 + vocab, TOP_K, TOP_P)
         left_out = tl.max(tl.load(part_border_ptr + part, mask=exists, other=LOWEST_KEY), axis=1)
         if tl.max((relied <= left_out).to(tl.int32), axis=0) > 0:
-            k_border, k_cut = top_k * 0 + LOWEST_KEY, top_k * 0 + vocab
-            limited = (top_k > 0) & (top_k < vocab)
-            kept_mass = row_mass
-            threshold = maximum * 0.0 + float("-inf")
-            cut = k_cut
-            if tl.max(limited.to(tl.int32), axis=0) > 0:
-                k_border, k_cut, kept_mass = border_by_sweeps(
-                    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr + tl.program_id(0).to(tl.int64) * SPLITS,
-                    offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
-                    scale[:, None], temperature[:, None], maximum, top_k, maximum, k_border, k_cut,
-                    False, ID_BITS, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-                )  # fmt: skip
-                threshold, cut = key_value(k_border), k_cut
-            if tl.max((top_p < 1.0).to(tl.int32), axis=0) > 0:
-                p_border, p_cut, kept_mass = border_by_sweeps(
-                    logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr + tl.program_id(0).to(tl.int64) * SPLITS,
-                    offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
-                    scale[:, None], temperature[:, None], maximum, top_k, top_p * kept_mass, k_border, k_cut,
-                    True, ID_BITS, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-                )  # fmt: skip
-                threshold, cut = key_value(p_border), p_cut
+            threshold, cut, kept_mass = borders_by_sweeps(
+                logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr + tl.program_id(0).to(tl.int64) * SPLITS,
+                offset[:, None], uncond_offset[:, None], stride_v, uncond_stride_v, vocab,
+                scale[:, None], temperature[:, None], maximum, row_mass, top_k, top_p,
+                TOP_K, TOP_P, ID_BITS, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+            )  # fmt: skip
             logsumexp = maximum + tl.log(kept_mass)
     tl.store(threshold_ptr + row, threshold)
     tl.store(cut_ptr + row, cut.to(tl.int64))

@@ -37,51 +37,51 @@ def _measure(
 
 
 @triton.jit
-def border_by_sweeps(
+def borders_by_sweeps(
     logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-    k, target, k_border, k_cut,
-    BY_MASS: tl.constexpr, ID_BITS: tl.constexpr, BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
+    row_mass, top_k, top_p,
+    TOP_K: tl.constexpr, TOP_P: tl.constexpr, ID_BITS: tl.constexpr, BLOCK_V: tl.constexpr, HAS_UNCOND: tl.constexpr, HAS_ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """Border key and cut of one row (vectors of length 1) whose candidates do not suffice: the searches of ``search.py``, by sweeps."""
-    weight = k * 0 + LOWEST_KEY
-    border = weight
-    highest = k * 0 + HIGHEST_KEY
-    end = k * 0 + vocab
-    for _ in range(32):
-        candidate = border ^ weight
-        count, mass = _measure(
-            logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-            candidate, highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-        )  # fmt: skip
-        if BY_MASS:
-            border = tl.where(mass >= target, candidate, border)
-        else:
-            border = tl.where(count >= k, candidate, border)
-        weight = tl.where(weight < 0, 0x40000000, weight >> 1)
-    tied_count, _ = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-        border, border, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-    )  # fmt: skip
-    above_count, above_mass = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-        tl.where(border == HIGHEST_KEY, border, border + 1), highest, end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-    )  # fmt: skip
-    if BY_MASS:
-        each = tl.maximum(tl.exp(key_value(border) - maximum), 1.2e-38)
-        wanted = tl.minimum(tl.maximum(tl.ceil(tl.div_rn(target - above_mass, each)), 1.0), 2147483520.0).to(tl.int32)
-        wanted = tl.minimum(wanted, tied_count)
-    else:
-        wanted = k - above_count
-    below = k * 0
-    for step in range(ID_BITS):
-        candidate = below + (1 << (ID_BITS - 1 - step))
-        count, mass = _measure(
-            logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-            border, border, candidate, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-        )  # fmt: skip
-        below = tl.where(count < wanted, candidate, below)
-    _, kept_mass = _measure(
-        logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature, maximum,
-        border, border, below + 1, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
-    )  # fmt: skip
-    return border, below, above_mass + kept_mass
+    """Threshold, cut and mass of what is kept of one row (vectors of length 1) whose candidates do not suffice: ``borders`` by sweeps.
+
+    Bit by bit, first of the border's key and then of the cut. A sweep stands in the code once: compiling it takes long.
+    """
+    threshold = maximum * 0.0 + float("-inf")
+    cut = top_k * 0 + vocab
+    k_border, k_cut = top_k * 0 + LOWEST_KEY, cut
+    kept_mass = row_mass
+    for turn in range(0 if TOP_K else 1, 2 if TOP_P else 1):
+        by_mass = turn > 0
+        limited = tl.where(by_mass, top_p < 1.0, (top_k > 0) & (top_k < vocab))
+        target = tl.where(by_mass, top_p * kept_mass, top_k.to(tl.float32))
+        border, bit = top_k * 0 + LOWEST_KEY, top_k * 0 + LOWEST_KEY
+        below, wanted = top_k * 0, top_k * 0
+        # At and above the border; and above it, which is where the last probe that was too high lay.
+        at, above, mass_above = top_k * 0, top_k * 0, maximum * 0.0
+        step, steps = 0, tl.max(limited.to(tl.int32), axis=0) * (32 + ID_BITS)
+        while step < steps:
+            in_ids = step > 31
+            probe = tl.where(in_ids, border, border ^ bit)
+            end = tl.where(in_ids, below + (1 << (31 + ID_BITS - tl.maximum(step, 32))), vocab)
+            count, mass = _measure(
+                logits_ptr, uncond_ptr, allowed_ptr, part_max_ptr, offset, uncond_offset, stride_v, uncond_stride_v, vocab, scale, temperature,
+                maximum, probe, tl.where(in_ids, border, HIGHEST_KEY), end, k_border, k_cut, BLOCK_V, HAS_UNCOND, HAS_ALLOWED,
+            )  # fmt: skip
+            if in_ids:
+                below = tl.where(count < wanted, end, below)
+            else:
+                reached = tl.where(by_mass, mass, count.to(tl.float32)) >= target
+                border, at = tl.where(reached, probe, border), tl.where(reached, count, at)
+                above, mass_above = tl.where(reached, above, count), tl.where(reached, mass_above, mass)
+                bit = tl.where(step == 0, 0x40000000, bit >> 1)
+                each = tl.where(by_mass, tl.maximum(tl.exp(key_value(border) - maximum), 1.2e-38), 1.0)
+                higher = tl.where(by_mass, mass_above, above.to(tl.float32))
+                wanted = tl.minimum(tl.maximum(tl.ceil(tl.div_rn(target - higher, each)), 1.0), 2147483520.0).to(tl.int32)
+                wanted = tl.minimum(wanted, at - above)
+            step += 1
+        # A top-p next to 1 may not be reached, as the masses were summed in another order before: it keeps what there is.
+        found = limited & (border > LOWEST_KEY)
+        threshold, cut = tl.where(found, key_value(border), threshold), tl.where(found, below, cut)
+        k_border, k_cut = tl.where(found, border, k_border), tl.where(found, below, k_cut)
+        kept_mass = tl.where(found, mass_above + wanted.to(tl.float32) * tl.exp(key_value(border) - maximum), kept_mass)
+    return threshold, cut, kept_mass

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +15,7 @@ from PIL import Image
 from sjd2.batch import BatchFolder, Job
 from sjd2.cli import main
 from sjd2.files import write_atomically
+from support.forked import Forked
 
 COAT, BOOT, BAG = "a red coat on a yellow background", "a teal boot on a pink background", "a black bag on a blue background"
 PROMPTS = [COAT, BOOT, BAG, COAT]
@@ -112,18 +110,16 @@ def test_a_finished_batch_does_nothing_and_a_lost_picture_is_made_again(tmp_path
 def test_a_run_that_is_killed_three_times_ends_with_the_same_pictures(tmp_path, expected):
     files, _ = expected
     command = ["batch", prompts(tmp_path), "-o", str(tmp_path / "out"), *QUICK, "--batch-size", "1"]
-    alone = [sys.executable, "-c", "import sys; from sjd2.cli import main; sys.exit(main(sys.argv[1:]))", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     chance = random.Random(0)
     for kill in range(3):
-        process = subprocess.Popen(alone, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Forked(main, command, folder=tmp_path / "printed")
         # Not before it has begun anew, so that each kill hits work: a moment after the next picture, or the first.
         deadline, had = time.monotonic() + 120, len(list((tmp_path / "out").rglob("*.png")))
-        while process.poll() is None and time.monotonic() < deadline and len(list((tmp_path / "out").rglob("*.png"))) < min(had + 1, kill + 1):
+        while process.returncode is None and time.monotonic() < deadline and len(list((tmp_path / "out").rglob("*.png"))) < min(had + 1, kill + 1):
             time.sleep(0.01)
         time.sleep(chance.random() * 0.3)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(60)
     assert main(command) == 0  # the fourth is not killed, and needs no process of its own
     assert pictures(tmp_path / "out") == files
     assert sorted(row["id"] for row in manifest(tmp_path / "out")) == [f"000000{line}-0" for line in range(4)]

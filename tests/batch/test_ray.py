@@ -29,6 +29,7 @@ def actors_running() -> list[int]:
     return found
 
 
+@pytest.mark.full
 def test_two_actors_one_of_them_killed_make_the_pictures_of_one_process(tmp_path):
     lines = [json.dumps({"prompt": prompt}) for prompt in PROMPTS + PROMPTS] + ["{broken"]
     alone = ["--batch-size", "1"]

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sjd2.cli import main as sjd2
+from support.forked import Forked
 from support.generic import FIELDS, save_generic
 
 PROMPTS = ["a fox", "two herons in shallow water", "a lamp", "a bee", "a long road by the sea", "snow"]
@@ -166,26 +166,22 @@ def test_help_names_methods_files_and_how_to_go_on(capsys):
         assert part in text
 
 
-#: The command in a process of its own. Where tests run in the background of a script, SIGINT is ignored and children inherit that.
-SCRIPT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sjd2.cli import main; sys.exit(main())"
-
-
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
 def test_a_run_that_is_ended_from_outside_goes_on(place, how):
     many = [*COMMAND, "--methods", "ar", "jacobi", "--num-images", "12", "--no-plots", "--quiet"]
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, "bench", *many], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Forked(sjd2, ["bench", *many], folder=place / "printed")
     cells = place / "out" / "cells.jsonl"
     limit = time.monotonic() + 120
-    while not (cells.exists() and cells.read_bytes().count(b"\n") >= 4) and process.poll() is None and time.monotonic() < limit:
+    while not (cells.exists() and cells.read_bytes().count(b"\n") >= 4) and process.returncode is None and time.monotonic() < limit:
         time.sleep(0.005)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    process.wait(60)
     kept = [json.loads(line) for line in cells.read_bytes().split(b"\n")[:-1]]
     assert 4 <= len(kept) < 2 * 12 * len(PROMPTS)
     if how is signal.SIGINT:
         assert process.returncode == 130
-        assert errors == f"{len(kept)} cells are kept in out; the same command goes on\ninterrupted\n"
+        assert process.stderr == f"{len(kept)} cells are kept in out; the same command goes on\ninterrupted\n"
     assert main(*many) == 0
     finished = [json.loads(line) for line in cells.read_bytes().splitlines()]
     assert finished[: len(kept)] == kept

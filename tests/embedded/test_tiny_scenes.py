@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
-import support.stage as stage_module
 from sjd2.adapters.registry import EMBEDDED_MODEL
 from sjd2.tiny_scenes.fsq import FSQConfig, FSQTokenizer
 from sjd2.tiny_scenes.judge import background_colour, garment_colour
@@ -20,6 +17,7 @@ from sjd2.tiny_scenes.prompts import COLOURS, GARMENTS, HELD_OUT_PAIRS, caption,
 from sjd2.tiny_scenes.scenes import SceneSampler
 from sjd2.tiny_scenes.source import find_photos
 from sjd2.tiny_scenes.text import build_text_tokenizer
+from support.forked import Forked
 from support.stage import stage
 
 
@@ -129,13 +127,13 @@ def test_wrong_photos_are_refused(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 def test_a_killed_training_ends_as_if_it_had_not_been_killed(tmp_path):
     expected = stage(tmp_path / "whole")
-    process = subprocess.Popen([sys.executable, stage_module.__file__, str(tmp_path / "killed"), "0.1"])
+    process = Forked(stage, tmp_path / "killed", 0.1, folder=tmp_path / "printed")
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "line.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert process.wait(60) == -signal.SIGKILL, "it ended before it could be killed"
     assert stage(tmp_path / "killed") == expected
     rows = [json.loads(line) for line in (tmp_path / "killed" / "line.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(2, 41, 2))

@@ -71,13 +71,13 @@ def sweeps(monkeypatch) -> list[bool]:
 
     seen: list[bool] = []
     if INTERPRETED:
-        search = statistics.border_by_sweeps
+        search = statistics.borders_by_sweeps
 
         def watched(*arguments, **named):
             seen.append(True)
             return search(*arguments, **named)
 
-        monkeypatch.setattr(statistics, "border_by_sweeps", watched)
+        monkeypatch.setattr(statistics, "borders_by_sweeps", watched)
     return seen
 
 

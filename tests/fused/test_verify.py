@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from sjd2_kernels import Q_NONE, LastForward, LogitsProcessing, Rule, verify
 from sjd2_kernels.fused import INTERPRETED
+from sjd2_kernels.processing import log_probabilities, row_statistics, scaled_logits
 from support.fused import compare_verify, random_window, to
 from support.windows import windows
 
@@ -73,6 +76,24 @@ def test_rows_whose_candidates_do_not_suffice_are_swept(search, device, sweeps, 
     """More ids to keep, or more equal ones at the border, than the splits leave candidates."""
     compare_verify(random_window(1, 2, 600, **({"peak": 1.0} | search)), Rule.COUPLED, device)
     assert sweeps or not INTERPRETED
+
+
+@pytest.mark.parametrize(
+    ("path", "top_k"), [("single", 0), ("single", 5), ("single", 90), ("single", 200), ("candidates", 5), ("sweeps", 0), ("sweeps", 90)]
+)
+def test_a_top_p_next_to_one_keeps_what_there_is(path, top_k, device, request):
+    """As much as 1 − 2⁻²⁴ of a sum may be more than the same numbers give in another order: then all of them are meant, not none."""
+    if path != "single":
+        request.getfixturevalue("small_splits")
+    logits, uncond, processing, arguments = random_window(2, 24 if path == "single" else 2, 600, top_k=top_k, top_p=1 - 2**-24, peak=3.0)
+    if path == "sweeps":  # the highest ids are in one split, more of them than it may leave
+        logits[..., :200] += 40.0
+    arguments |= {"forced": torch.full_like(arguments["forced"], -1), "last": None, "q_row": torch.full_like(arguments["q_row"], Q_NONE)}
+    found = compare_verify((logits, uncond, processing, arguments), Rule.FRESH, device)
+    z = scaled_logits(logits, uncond, processing)
+    whole = row_statistics(z, replace(processing, uses_top_p=False))
+    torch.testing.assert_close(found.statistics.logsumexp, whole.logsumexp, atol=1e-5, rtol=0)
+    assert torch.isfinite(log_probabilities(z, whole).gather(-1, found.tokens[..., None])).all()
 
 
 def test_high_logits_crowded_in_one_split_are_found_by_a_sweep(device, sweeps, small_splits):

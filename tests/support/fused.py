@@ -89,6 +89,7 @@ def compare_verify(case, rule: Rule, device, *, backend="triton", excused_share:
     for name in ("threshold", "cut"):
         differs = getattr(got.statistics, name) != getattr(wanted.statistics, name)
         assert not (differs & ~near_nucleus).any(), name
+    assert not got.statistics.threshold.isnan().any(), "nothing is above a NaN"
     close = torch.isclose(got.statistics.logsumexp, wanted.statistics.logsumexp, rtol=1e-6, atol=1e-5)
     assert (close | near_nucleus).all(), "logsumexp"
     margin = verify_margin(logits, uncond, processing, rule=rule, **arguments)

@@ -1,11 +1,7 @@
-"""What ``torchrun`` starts for the tests: looks from inside at a model whose weights two processes share.
-
-torchrun --nproc-per-node 2 in_shares.py MODEL
-"""
+"""What several processes do for the tests: look from inside at a model whose weights they share."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,11 +74,12 @@ def gradients(folder: Path, device: torch.device | None) -> dict[str, torch.Tens
     return {"loss": loss.detach(), **{name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}}
 
 
-if __name__ == "__main__":
+def look_at_all(folder: Path, families: dict[str, Path]) -> None:
+    """What one of several processes finds."""
     state = PartialState(cpu=True)
-    look(Path(sys.argv[1]), state)
-    for family, _, folder in (argument.partition("=") for argument in sys.argv[2:]):
-        apart, shared = gradients(Path(folder), None), gradients(Path(folder), state.device)
+    look(folder, state)
+    for family, model in families.items():
+        apart, shared = gradients(model, None), gradients(model, state.device)
         assert apart.keys() == shared.keys(), family
         for name, value in apart.items():
             torch.testing.assert_close(shared[name], value, atol=1e-9, rtol=1e-7, msg=lambda text, place=f"{family}: {name}": f"{place}: {text}")

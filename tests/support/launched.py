@@ -1,6 +1,4 @@
-"""What ``torchrun`` starts for the tests: several commands after each other in the same processes, for to start them takes longer than they do.
-
-    torchrun --nproc-per-node 2 launched.py '[[["finetune", …], null], [["finetune", …], 5]]'
+"""Several commands after each other in the same processes, for to form a group takes longer than they do.
 
 With each command stands the step at which it is interrupted, if it is.
 """
@@ -8,8 +6,6 @@ With each command stands the step at which it is interrupted, if it is.
 from __future__ import annotations
 
 import gc
-import json
-import sys
 from unittest.mock import patch
 
 from sjd2.cli import main
@@ -34,7 +30,7 @@ def run(arguments: list[str], step: int | None) -> int:
         return main(arguments)
 
 
-if __name__ == "__main__":
+def run_all(commands: list[tuple[list[str], int | None]]) -> None:
+    """Print the exit codes of the commands."""
     gc.freeze()  # what was imported: each run of a trainer collects garbage, which would look at all of it
-    codes = [run(arguments, step) for arguments, step in json.loads(sys.argv[1])]
-    print(f"exit codes {codes}", flush=True)
+    print(f"exit codes {[run(arguments, step) for arguments, step in commands]}", flush=True)

@@ -1,13 +1,8 @@
-"""What ``torchrun`` starts for the tests: decodes with a model whose layers processes share, or alone with a whole one; prints tokens as JSON.
-
-torchrun --nproc-per-node 2 planned.py MODEL
-"""
+"""What several processes do for the tests: decode with a model whose layers they share; or one alone, with a whole one. Tokens as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,7 +37,8 @@ def tokens(folder: Path, **options: Any) -> dict[str, Any]:
     return found
 
 
-if __name__ == "__main__":
+def print_tokens(folder: Path) -> None:
+    """Those of a process that shares the model with others."""
     warnings.simplefilter("ignore")
-    print(json.dumps(tokens(Path(sys.argv[1]), **({"tp_plan": "auto"} if "RANK" in os.environ else {}))), flush=True)
+    print(json.dumps(tokens(folder, tp_plan="auto")), flush=True)
     leave_processes()

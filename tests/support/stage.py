@@ -1,8 +1,7 @@
-"""A training stage of a second or so; run as a script it can be killed."""
+"""A training stage of a second or so."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +24,3 @@ def stage(folder: Path, pause: float = 0.0, steps: int = 40) -> list[float]:
     schedule = Schedule(steps=steps, batch_size=8, learning_rate=0.1, warmup=5)
     run_stage("line", module, loss_of, lambda: {"bias": module.bias.item()}, schedule, folder, checkpoint_seconds=0.0)
     return [*module.weight.flatten().tolist(), module.bias.item()]
-
-
-if __name__ == "__main__":
-    stage(Path(sys.argv[1]), float(sys.argv[2]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from sjd2.training import DraftPool, DraftSettings
 from sjd2.training.processes import own_device, share_of_batch
 from support import launched
+from support.forked import in_ranks
 from support.runs import DRAFTS, FULL, LORA, TORCHRUN, assert_same, command, place_in
 
 
@@ -46,8 +46,7 @@ def test_two_processes_make_what_one_makes_and_each_goes_on_where_the_other_stop
         (command("drafts-two-then-one", *dealt), 5),
         (command("drafts-one-then-two", *dealt), None),
     ]
-    done = subprocess.run([*TORCHRUN, launched.__file__, json.dumps(commands)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    printed = "".join(rank.stdout for rank in in_ranks(launched.run_all, commands, folder=place / "ranks"))
     assert (place / "two-then-one.tuning" / "checkpoint-4" / "complete.json").is_file()
     for name, recipe in (("two-then-one", FULL), ("lora-two-then-one", LORA), ("drafts-two-then-one", dealt), ("drafts-one-then-one", dealt)):
         assert launched.run(command(name, *recipe), None) == 0
@@ -61,12 +60,12 @@ def test_two_processes_make_what_one_makes_and_each_goes_on_where_the_other_stop
     # What goes on records its drafts anew: the same ones wherever it goes on, but not those of a run without an interruption.
     assert_same("drafts-one-then-one", "drafts-one-then-two")
     assert_same("drafts-one-then-one", "drafts-two-then-one")
-    assert done.stdout.count("exit codes [0, 0, 0, 0, 130, 0, 130, 0, 130, 0]") == 2
+    assert printed.count("exit codes [0, 0, 0, 0, 130, 0, 130, 0, 130, 0]") == 2
     # One of the two reports, encodes and writes.
-    assert done.stdout.count("pictures: 6 of 6 images encoded") == 1 + 1
-    assert done.stdout.count("16 examples, 4 held out, 6 steps of 4 on 2 processes") == 3
-    assert done.stdout.count("own drafts recorded") == 1 + 3 + 1 + 1
-    assert done.stdout.count("resumed from one-then-two.tuning/checkpoint-4") == 1
+    assert printed.count("pictures: 6 of 6 images encoded") == 1 + 1
+    assert printed.count("16 examples, 4 held out, 6 steps of 4 on 2 processes") == 3
+    assert printed.count("own drafts recorded") == 1 + 3 + 1 + 1
+    assert printed.count("resumed from one-then-two.tuning/checkpoint-4") == 1
     assert (place / "drafts-renewed" / "model.safetensors").is_file()
     assert not list(place.glob("*.tuning"))
 

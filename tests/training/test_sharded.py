@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from transformers import TrainingArguments
 from sjd2.training import NextCleanTokenModel, NoiseCollator, TuningNoise, build_trainer
 from support import in_shares, launched
 from support.families import FAMILIES, save_family
-from support.runs import DRAFTS, FULL, LORA, TORCHRUN, assert_same, command, place_in
+from support.forked import in_ranks
+from support.runs import DRAFTS, FULL, LORA, assert_same, command, place_in
 from support.tuning import examples, write_model
 
 
@@ -26,9 +26,9 @@ def place(tmp_path, monkeypatch, folder) -> Path:
     return place_in(tmp_path, folder)
 
 
-def start(commands: list, processes: int = 2) -> subprocess.CompletedProcess:
-    """Commands after each other in several processes."""
-    return subprocess.run([*TORCHRUN[:-1], str(processes), launched.__file__, json.dumps(commands)], capture_output=True, text=True, timeout=300)
+def start(commands: list, processes: int = 2) -> str:
+    """What commands after each other print in several processes."""
+    return "".join(rank.stdout for rank in in_ranks(launched.run_all, commands, folder=Path("ranks"), processes=processes))
 
 
 def test_two_processes_that_share_the_weights_make_what_one_makes(place):
@@ -42,7 +42,7 @@ def test_two_processes_that_share_the_weights_make_what_one_makes(place):
     for name, recipe in (("drafts", DRAFTS), ("own-lora", own_lora)):
         assert launched.run(command(f"{name}-whole", *recipe, "--batch-size", "2", "--gradient-accumulation", "2"), None) == 0
     assert launched.run(command("whole-then-shared", *FULL), 5) == 130
-    done = start(
+    printed = start(
         [
             (command("full-shared", *FULL, "--fsdp"), None),
             (command("lora-shared", *LORA, "--fsdp"), None),
@@ -58,16 +58,15 @@ def test_two_processes_that_share_the_weights_make_what_one_makes(place):
             (command("shared-then-whole", *FULL, "--fsdp"), 5),
         ]
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("exit codes [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 130]") == 2, done.stdout + done.stderr
-    assert done.stdout.count("on 2 processes, which share the weights") == 10
+    assert printed.count("exit codes [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 130]") == 2, printed
+    assert printed.count("on 2 processes, which share the weights") == 10
     assert launched.run(command("shared-then-whole", *FULL), None) == 0
     for name in ("full", "lora", "tied", "drafts", "own-lora"):
         assert_same(f"{name}-whole", f"{name}-shared", model="tied" if name == "tied" else "model")
-    assert_same("bf16-apart", "bf16-shared")
-    assert_same("half-apart", "half-shared", model="half")
-    assert done.stdout.count("own drafts recorded") == 1 + 1 + 3
-    assert done.stdout.count("resumed from whole-then-shared.tuning/checkpoint-4") == 1
+    assert_same("bf16-apart", "bf16-shared", bfloat16=True)
+    assert_same("half-apart", "half-shared", model="half", bfloat16=True)
+    assert printed.count("own drafts recorded") == 1 + 1 + 3
+    assert printed.count("resumed from whole-then-shared.tuning/checkpoint-4") == 1
     assert_same("full-whole", "whole-then-shared")
     assert_same("full-whole", "shared-then-whole")
 
@@ -75,23 +74,19 @@ def test_two_processes_that_share_the_weights_make_what_one_makes(place):
 @pytest.mark.full
 def test_a_checkpoint_of_two_is_dealt_out_to_four(place):
     assert launched.run(command("whole", *FULL), None) == 0
-    assert start([(command("shared", *FULL, "--fsdp"), 5)]).returncode == 0
+    start([(command("shared", *FULL, "--fsdp"), 5)])
     assert (place / "shared.tuning" / "checkpoint-4" / "complete.json").is_file()
-    done = start([(command("shared", *FULL, "--fsdp"), None)], processes=4)
-    assert done.returncode == 0, done.stderr
-    assert "on 4 processes, which share the weights" in done.stdout
-    assert "resumed from shared.tuning/checkpoint-4" in done.stdout
+    printed = start([(command("shared", *FULL, "--fsdp"), None)], processes=4)
+    assert "on 4 processes, which share the weights" in printed
+    assert "resumed from shared.tuning/checkpoint-4" in printed
     assert_same("whole", "shared")
 
 
 @pytest.mark.parametrize("families", [("janus",), pytest.param(FAMILIES, marks=pytest.mark.full)], ids=["one", "all"])
 def test_weights_are_in_shares_but_while_drafts_are_recorded_and_gradients_are_those_of_a_whole_model(folder, tmp_path, families):
-    families = [f"{family}={save_family(family, tmp_path / family)}" for family in families]
-    reach = os.pathsep.join([str(Path(in_shares.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])  # for what it imports of the tests
-    looked = [*TORCHRUN, in_shares.__file__, str(folder), *families]
-    done = subprocess.run(looked, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": reach})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as it should be") == 2
+    families = {family: save_family(family, tmp_path / family) for family in families}
+    ranks = in_ranks(in_shares.look_at_all, folder, families, folder=tmp_path / "ranks")
+    assert [rank.stdout for rank in ranks] == ["as it should be\n"] * 2
 
 
 def test_accelerate_launch_says_so_as_well(place):
