@@ -158,9 +158,8 @@ def borders(
         border_cut = nth_tied(tied, ids, wanted)
         threshold, cut = tl.where(limited, key_value(border), threshold), tl.where(limited, border_cut, cut)
         relied = tl.where(limited, tl.minimum(relied, border), relied)
-        left = (key > border[:, None]) | (tied & (ids <= border_cut[:, None])) | (limited[:, None] == 0)
-        key = tl.where(left, key, LOWEST_KEY)
-        # The very sum that the next turn begins with: a top-p next to 1 could not be reached by another.
-        kept = tl.sum(tl.where(key > LOWEST_KEY, tl.exp(key_value(key) - maximum[:, None]), 0.0), axis=1)
-        kept_mass = tl.where(limited, kept, kept_mass)
+        # The very sum that the next turn begins with: a top-p next to 1 might not be reached by another.
+        left = (key > border[:, None]) | (tied & (ids <= border_cut[:, None]))
+        kept_mass = tl.where(limited, tl.sum(tl.where(left, tl.exp(key_value(key) - maximum[:, None]), 0.0), axis=1), kept_mass)
+        key = tl.where(left | (limited[:, None] == 0), key, LOWEST_KEY)
     return threshold, cut, maximum + tl.log(kept_mass), relied
