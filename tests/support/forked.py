@@ -12,19 +12,32 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import sjd2_kernels
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["sjd2.cli", "sjd2.training", "sjd2.tiny_scenes.recipe"])
 
 
-def _call(function: Callable[..., Any], arguments: tuple, folder: Path, environment: dict[str, str]) -> None:
+def _start_server() -> None:
+    """The process that is forked; told not to look for packages in the working folder, where the sources are, without what is compiled."""
+    with patch.dict(os.environ, {"PYTHONSAFEPATH": "1"}):
+        forkserver.ensure_running()
+
+
+def _call(function: Callable[..., Any], arguments: tuple, folder: Path, environment: dict[str, str], package: str) -> None:
     for name, stream in (("stdout", 1), ("stderr", 2)):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
         os.close(file)
+    os.environ.pop("PYTHONSAFEPATH")
     os.environ.update(environment)
+    if sjd2_kernels.__file__ != package:
+        raise RuntimeError(f"expected to import {package}, got {sjd2_kernels.__file__}")
     # Where tests run in the background of a script, SIGINT is ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = function(*arguments)
@@ -37,7 +50,9 @@ class Forked:
     def __init__(self, function: Callable[..., Any], *arguments: Any, folder: Path, environment: dict[str, str] | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._process = _context.Process(target=_call, args=(function, arguments, folder, environment or {}), daemon=True)
+        _start_server()
+        given = (function, arguments, folder, environment or {}, sjd2_kernels.__file__)
+        self._process = _context.Process(target=_call, args=given, daemon=True)
         self._process.start()
 
     @property
