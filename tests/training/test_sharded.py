@@ -63,8 +63,9 @@ def test_two_processes_that_share_the_weights_make_what_one_makes(place):
     assert launched.run(command("shared-then-whole", *FULL), None) == 0
     for name in ("full", "lora", "tied", "drafts", "own-lora"):
         assert_same(f"{name}-whole", f"{name}-shared", model="tied" if name == "tied" else "model")
-    assert_same("bf16-apart", "bf16-shared", bfloat16=True)
-    assert_same("half-apart", "half-shared", model="half", bfloat16=True)
+    # The norm of gradients is summed in another order where weights are in shares: a weight between two numbers of bfloat16 may become the other one.
+    assert_same("bf16-apart", "bf16-shared", log=4e-3)
+    assert_same("half-apart", "half-shared", model="half")
     assert printed.count("own drafts recorded") == 1 + 1 + 3
     assert printed.count("resumed from whole-then-shared.tuning/checkpoint-4") == 1
     assert_same("full-whole", "whole-then-shared")
